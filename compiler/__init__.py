@@ -1,0 +1,1 @@
+"""The compiler: graph, differentiation, passes, scheduling and code generation. Start with `pipeline.py`."""

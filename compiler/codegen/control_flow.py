@@ -1,0 +1,56 @@
+"""Structured control flow over an llvmlite builder: a counted loop and index arithmetic shared by the templates."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+INDEX = ir.IntType(64)
+POINTER = ir.PointerType()
+
+
+def index(value: "int | ir.Value") -> ir.Value:
+    """A 64-bit index: Python integers become constants, values pass through."""
+    return ir.Constant(INDEX, value) if isinstance(value, int) else value
+
+
+@contextmanager
+def counted_loop(
+    builder: ir.IRBuilder, start: "int | ir.Value", stop: "int | ir.Value", step: int = 1, name: str = "loop"
+) -> Iterator[ir.Value]:
+    """`for i in range(start, stop, step)`: the with-body emits the loop body and may open blocks of its own."""
+    function = builder.function
+    header = function.append_basic_block(f"{name}.header")
+    body = function.append_basic_block(f"{name}.body")
+    done = function.append_basic_block(f"{name}.done")
+    before = builder.block
+    builder.branch(header)
+    builder.position_at_end(header)
+    counter = builder.phi(INDEX, name=name)
+    counter.add_incoming(index(start), before)
+    builder.cbranch(builder.icmp_signed("<", counter, index(stop)), body, done)
+    builder.position_at_end(body)
+    yield counter
+    counter.add_incoming(builder.add(counter, index(step), flags=("nsw",)), builder.block)
+    builder.branch(header)
+    builder.position_at_end(done)
+
+
+def smaller(builder: ir.IRBuilder, a: "int | ir.Value", b: "int | ir.Value") -> ir.Value:
+    """min(a, b) of two signed indices."""
+    left, right = index(a), index(b)
+    return builder.select(builder.icmp_signed("<", left, right), left, right)
+
+
+def offset(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type, *terms: "tuple[ir.Value | int, int]") -> ir.Value:
+    """pointer + sum(value * stride) elements; constant terms fold here, so no dead arithmetic reaches LLVM."""
+    constant, total = 0, None
+    for value, stride in terms:
+        if isinstance(value, int):
+            constant += value * stride
+        elif stride:
+            term = value if stride == 1 else builder.mul(value, index(stride), flags=("nsw",))
+            total = term if total is None else builder.add(total, term, flags=("nsw",))
+    if constant:
+        total = index(constant) if total is None else builder.add(total, index(constant), flags=("nsw",))
+    return pointer if total is None else builder.gep(pointer, [total], inbounds=True, source_etype=element)

@@ -1,0 +1,228 @@
+"""The register-tiled inner kernel of the contraction template: one tile of C, all of a k block, nothing but FMAs."""
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from kaun.compiler.codegen.control_flow import INDEX, POINTER, index
+from kaun.compiler.codegen.vector_target import element_bits
+
+_BYTE_BITS = 8
+
+
+def element_type(element: str) -> ir.Type:
+    """The LLVM scalar type of an accumulator; LLVM integers have no sign, so signed and unsigned share one."""
+    bits = element_bits(element)
+    if element.startswith("float"):
+        return ir.FloatType() if bits == 32 else ir.DoubleType()
+    return ir.IntType(bits)
+
+
+@dataclass(frozen=True)
+class MicroKernel:
+    """C[rows, vectors * lanes] (+)= A[rows, k] B[k, vectors * lanes]; all strides in elements, all known now.
+
+    tile_stride: distance of two rows of the C tile (in scratch, always whole vectors)
+    a_strides:   distances of neighbouring rows and of neighbouring k of A
+    b_stride:    distance of neighbouring k of B; along n B is contiguous
+    b_aligned:   whether each vector of B starts at a multiple of its own size
+    last_lanes:  lanes of the last vector of B that may be read; fewer than `lanes` only if B is read in place
+    unroll:      k steps a loop turn; k_remainder tells whether k may not be a multiple of it
+    accumulate:  whether the kernel takes a flag "add to the tile" (more than one k block) or always overwrites
+    """
+
+    element: str
+    rows: int
+    vectors: int
+    lanes: int
+    tile_stride: int
+    a_strides: tuple[int, int]
+    b_stride: int
+    b_aligned: bool
+    last_lanes: int
+    unroll: int
+    k_remainder: bool
+    accumulate: bool
+    has_fma: bool
+
+
+def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel) -> ir.Function:
+    """Define `void name(ptr a, ptr b, ptr tile, i64 k[, i1 add])` in `module`.
+
+        accumulators[rows][vectors] = 0
+        for p in range(0, k, unroll):         # straight line inside: `unroll` outer products
+            for v in vectors: b[v] = B[p, v]
+            for r in rows:
+                a = broadcast(A[r, p])
+                for v in vectors: accumulators[r][v] += a * b[v]
+        tile = accumulators  (or tile += accumulators)
+
+    A k block is summed from zero and then added to the tile: the order is fixed, and the shorter sums lose less.
+    """
+    flag = [ir.IntType(1)] if kernel.accumulate else []
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX, *flag]), name)
+    function.linkage = "internal"
+    # One copy, however many call sites: inlining it would only cost compile time.
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    for argument in function.args[:3]:
+        argument.add_attribute("noalias")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    a, b, tile, k = function.args[:4]
+    vector = ir.VectorType(element_type(kernel.element), kernel.lanes)
+    accumulators = [ir.Constant(vector, None) for _ in range(kernel.rows * kernel.vectors)]
+    unrolled_k = k
+    if kernel.k_remainder:
+        unrolled_k = builder.and_(k, index(-kernel.unroll))  # unroll is a power of two
+    a, b, accumulators = _k_loop(builder, kernel, a, b, unrolled_k, accumulators, kernel.unroll)
+    if kernel.k_remainder:
+        _, _, accumulators = _k_loop(builder, kernel, a, b, builder.sub(k, unrolled_k), accumulators, 1)
+    _store_tile(builder, kernel, tile, accumulators)
+    builder.ret_void()
+    return function
+
+
+def _k_loop(
+    builder: ir.IRBuilder,
+    kernel: MicroKernel,
+    a: ir.Value,
+    b: ir.Value,
+    count: ir.Value,
+    accumulators: list[ir.Value],
+    unroll: int,
+) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
+    """`count` / `unroll` turns of `unroll` outer products; returns the advanced pointers and the sums."""
+    function, scalar = builder.function, element_type(kernel.element)
+    before = builder.block
+    header = function.append_basic_block("k.header")
+    body = function.append_basic_block("k.body")
+    done = function.append_basic_block("k.done")
+    builder.branch(header)
+    builder.position_at_end(header)
+    left = builder.phi(INDEX, "k.left")
+    starts = [count, a, b, *accumulators]
+    carried = [left, builder.phi(POINTER, "a"), builder.phi(POINTER, "b")]
+    carried += [builder.phi(value.type) for value in accumulators]
+    for phi, start in zip(carried, starts, strict=True):
+        phi.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed(">", left, index(0)), body, done)
+    builder.position_at_end(body)
+    sums = list(carried[3:])
+    for step in range(unroll):
+        sums = _outer_product(builder, kernel, carried[1], carried[2], step, sums)
+    advanced = [
+        builder.sub(left, index(unroll)),
+        builder.gep(carried[1], [index(unroll * kernel.a_strides[1])], source_etype=scalar),
+        builder.gep(carried[2], [index(unroll * kernel.b_stride)], source_etype=scalar),
+        *sums,
+    ]
+    for phi, value in zip(carried, advanced, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(header)
+    builder.position_at_end(done)
+    return carried[1], carried[2], list(carried[3:])
+
+
+def _outer_product(
+    builder: ir.IRBuilder, kernel: MicroKernel, a: ir.Value, b: ir.Value, step: int, sums: list[ir.Value]
+) -> list[ir.Value]:
+    """sums[r][v] + A[r, step] * B[step, v]."""
+    scalar, lanes = element_type(kernel.element), kernel.lanes
+    size = element_bits(kernel.element) // _BYTE_BITS
+    columns = []
+    for v in range(kernel.vectors):
+        pointer = builder.gep(b, [index(step * kernel.b_stride + v * lanes)], source_etype=scalar)
+        valid = kernel.last_lanes if v == kernel.vectors - 1 else lanes
+        columns.append(load_vector(builder, pointer, scalar, lanes, valid, size * lanes if kernel.b_aligned else size))
+    result = []
+    for r in range(kernel.rows):
+        at = r * kernel.a_strides[0] + step * kernel.a_strides[1]
+        value = builder.load(builder.gep(a, [index(at)], source_etype=scalar), typ=scalar, align=size)
+        row = broadcast(builder, value, lanes)
+        for v, column in enumerate(columns):
+            result.append(multiply_add(builder, row, column, sums[r * kernel.vectors + v], kernel.has_fma))
+    return result
+
+
+def _store_tile(builder: ir.IRBuilder, kernel: MicroKernel, tile: ir.Value, sums: list[ir.Value]) -> None:
+    scalar = element_type(kernel.element)
+    align = kernel.lanes * element_bits(kernel.element) // _BYTE_BITS
+    pointers = [
+        builder.gep(tile, [index(r * kernel.tile_stride + v * kernel.lanes)], source_etype=scalar)
+        for r in range(kernel.rows)
+        for v in range(kernel.vectors)
+    ]
+    if not kernel.accumulate:
+        for pointer, value in zip(pointers, sums, strict=True):
+            builder.store(value, pointer, align=align)
+        return
+    with builder.if_else(builder.function.args[4]) as (add, overwrite):
+        with add:
+            for pointer, value in zip(pointers, sums, strict=True):
+                old = builder.load(pointer, typ=value.type, align=align)
+                floating = kernel.element.startswith("float")
+                builder.store(builder.fadd(old, value) if floating else builder.add(old, value), pointer, align=align)
+        with overwrite:
+            for pointer, value in zip(pointers, sums, strict=True):
+                builder.store(value, pointer, align=align)
+
+
+def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, has_fma: bool) -> ir.Value:
+    """a * b + c: one rounding where the target fuses, two where a fused one would be a library call."""
+    if isinstance(a.type.element, ir.IntType):
+        return builder.add(builder.mul(a, b), c)
+    if has_fma:
+        return builder.fma(a, b, c)
+    return builder.fadd(builder.fmul(a, b), c)
+
+
+def broadcast(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """<lanes x T> with `value` in each lane."""
+    vector = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
+    )
+
+
+def load_vector(
+    builder: ir.IRBuilder, pointer: ir.Value, scalar: ir.Type, lanes: int, valid: int, align: int
+) -> ir.Value:
+    """The first `valid` lanes from memory, zeros behind them; memory past them is not touched."""
+    vector = ir.VectorType(scalar, lanes)
+    if valid == lanes:
+        return builder.load(pointer, typ=vector, align=align)
+    mask = ir.VectorType(ir.IntType(1), lanes)
+    name = f"llvm.masked.load.v{lanes}{_suffix(scalar)}.p0"
+    function = _declare(builder.module, name, ir.FunctionType(vector, [POINTER, ir.IntType(32), mask, vector]))
+    arguments = [pointer, ir.Constant(ir.IntType(32), align), _lane_mask(lanes, valid), ir.Constant(vector, None)]
+    return builder.call(function, arguments)
+
+
+def store_vector(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, valid: int, align: int) -> None:
+    """Store the first `valid` lanes; memory past them is not touched."""
+    lanes = value.type.count
+    if valid == lanes:
+        builder.store(value, pointer, align=align)
+        return
+    mask = ir.VectorType(ir.IntType(1), lanes)
+    name = f"llvm.masked.store.v{lanes}{_suffix(value.type.element)}.p0"
+    signature = ir.FunctionType(ir.VoidType(), [value.type, POINTER, ir.IntType(32), mask])
+    arguments = [value, pointer, ir.Constant(ir.IntType(32), align), _lane_mask(lanes, valid)]
+    builder.call(_declare(builder.module, name, signature), arguments)
+
+
+def _lane_mask(lanes: int, valid: int) -> ir.Constant:
+    bit = ir.IntType(1)
+    return ir.Constant(ir.VectorType(bit, lanes), [ir.Constant(bit, int(lane < valid)) for lane in range(lanes)])
+
+
+def _suffix(scalar: ir.Type) -> str:
+    if isinstance(scalar, ir.IntType):
+        return f"i{scalar.width}"
+    return "f32" if isinstance(scalar, ir.FloatType) else "f64"
+
+
+def _declare(module: ir.Module, name: str, signature: ir.FunctionType) -> ir.Function:
+    existing = module.globals.get(name)
+    return existing if existing is not None else ir.Function(module, signature, name)

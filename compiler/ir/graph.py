@@ -1,0 +1,245 @@
+"""The graph: immutable, hash-consed nodes, and a graph as inputs and outputs over them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from . import source as source_module
+from .dtypes import DType
+from .source import Source
+
+Shape = tuple[int, ...]
+Inferred = tuple[DType, Shape]
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """A primitive operation: one row of the op table.
+
+    `arity` is the number of inputs (None: one or more), `attributes` their names in printing order, `infer` maps
+    (inputs, attributes) to (dtype, shape) or raises ValueError/TypeError, `meaning` computes the result from NumPy
+    arrays, and `kind` groups ops that passes and the scheduler treat alike:
+    "leaf", "unary", "binary", "select", "convert", "reduce", "movement", "index" or "contract".
+    `flops` counts floating-point operations per *output element* for elementwise ops, given the node.
+    """
+
+    name: str
+    kind: str
+    arity: int | None
+    attributes: tuple[str, ...]
+    infer: Callable[[Sequence[Node], Mapping[str, Any]], Inferred]
+    meaning: Callable[..., Any]
+    flops: Callable[[Node], int] = lambda node: 0
+
+    def __call__(self, *inputs: Node, **attributes: Any) -> Node:
+        """The (unique) node of this op on these inputs."""
+        return intern(self, inputs, attributes)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def is_elementwise(self) -> bool:
+        return self.kind in ("unary", "binary", "select", "convert")
+
+
+class Node:
+    """One operation in the graph. Never mutated; equal nodes are the same object.
+
+    `value` is not part of the mathematics: it holds the buffer of a node already computed (or of concrete data), so
+    that later graphs start from it instead of computing it again.
+    """
+
+    __slots__ = ("__weakref__", "attributes", "dtype", "inputs", "op", "serial", "shape", "source", "value")
+
+    op: Op
+    inputs: tuple[Node, ...]
+    attributes: Mapping[str, Any]
+    dtype: DType
+    shape: Shape
+    source: Source
+    serial: int
+    value: Any
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __repr__(self) -> str:
+        return f"<{self.op.name} {self.dtype}{list(self.shape)} from {self.source}>"
+
+    # Arithmetic for gradient rules and passes. A Python number on the other side becomes a constant of equal
+    # dtype and shape; nothing else is converted or broadcast.
+    def __add__(self, other: Node | float) -> Node:
+        return TABLE["add"](self, self.like(other))
+
+    def __radd__(self, other: float) -> Node:
+        return TABLE["add"](self.like(other), self)
+
+    def __sub__(self, other: Node | float) -> Node:
+        return TABLE["sub"](self, self.like(other))
+
+    def __rsub__(self, other: float) -> Node:
+        return TABLE["sub"](self.like(other), self)
+
+    def __mul__(self, other: Node | float) -> Node:
+        return TABLE["mul"](self, self.like(other))
+
+    def __rmul__(self, other: float) -> Node:
+        return TABLE["mul"](self.like(other), self)
+
+    def __truediv__(self, other: Node | float) -> Node:
+        return TABLE["div"](self, self.like(other))
+
+    def __rtruediv__(self, other: float) -> Node:
+        return TABLE["div"](self.like(other), self)
+
+    def __neg__(self) -> Node:
+        return TABLE["neg"](self)
+
+    def like(self, value: Node | float) -> Node:
+        """`value` itself if it is a node, else the number spread to this node's dtype and shape."""
+        return value if isinstance(value, Node) else full(value, self.dtype, self.shape)
+
+
+# Every primitive op by name; filled by `ops.py`, where each is declared.
+TABLE: dict[str, Op] = {}
+
+_serials = itertools.count()
+_interned: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def _key(value: Any) -> Any:
+    # 0.0 == -0.0, 1 == 1.0 == True and nan != nan: equality of attributes is equality of their printed form.
+    return (type(value), repr(value)) if isinstance(value, (float, int, complex)) else value
+
+
+def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> Node:
+    """The node for (op, inputs, attributes): an existing one, or a new one after its types have been checked."""
+    values = tuple(attributes[name] for name in op.attributes)
+    key = (op.name, tuple(node.serial for node in inputs), tuple(map(_key, values)))
+    node = _interned.get(key)
+    if node is not None:
+        return node
+    if len(attributes) != len(op.attributes):
+        raise TypeError(f"{op.name}: attributes {sorted(attributes)} given, expected {list(op.attributes)}")
+    if op.arity is not None and len(inputs) != op.arity:
+        raise TypeError(f"{op.name}: {len(inputs)} inputs given, expected {op.arity}")
+    dtype, shape = op.infer(inputs, attributes)
+    node = Node()
+    node.op, node.inputs, node.attributes = op, inputs, dict(zip(op.attributes, values, strict=True))
+    node.dtype, node.shape = dtype, shape
+    node.source = source_module.current()
+    node.value = None
+    with _lock:
+        node.serial = next(_serials)
+        return _interned.setdefault(key, node)
+
+
+def full(value: float, dtype: DType, shape: Shape = ()) -> Node:
+    """The constant `value` everywhere in `shape`, converted to `dtype` as Python converts."""
+    if dtype.kind == "bool":
+        value = bool(value)
+    elif dtype.is_integer:
+        value = int(value)
+    else:
+        value = float(value)
+    return TABLE["constant"](value=value, dtype=dtype, shape=shape)
+
+
+def topological(outputs: Iterable[Node], stop: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """Every node the outputs depend on, inputs before users; not looking behind nodes for which `stop` holds."""
+    order: list[Node] = []
+    done: set[Node] = set()
+    for root in outputs:
+        if root in done:
+            continue
+        stack: list[tuple[Node, int]] = [(root, 0)]
+        done.add(root)
+        while stack:
+            node, position = stack[-1]
+            if position < len(node.inputs) and not stop(node):
+                stack[-1] = (node, position + 1)
+                child = node.inputs[position]
+                if child not in done:
+                    done.add(child)
+                    stack.append((child, 0))
+            else:
+                stack.pop()
+                order.append(node)
+    return order
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A function from input nodes to output nodes. Input order is the calling convention."""
+
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    input_names: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All nodes reachable from the outputs, and all inputs, inputs before users."""
+        leaves = set(self.inputs)
+        order = [node for node in topological(self.outputs, stop=lambda n: n in leaves) if node not in leaves]
+        return list(self.inputs) + order
+
+    @cached_property
+    def users(self) -> dict[Node, list[Node]]:
+        """Node -> the nodes that read it (a node reading it twice is listed twice)."""
+        result: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        leaves = set(self.inputs)
+        for node in self.nodes:
+            if node not in leaves:
+                for child in node.inputs:
+                    result[child].append(node)
+        return result
+
+
+def rewrite(graph: Graph, replace: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
+    """Rebuild `graph` bottom up: `replace(node, new_inputs)` returns the node to use in its place."""
+    mapping: dict[Node, Node] = {node: node for node in graph.inputs}
+    for node in graph.nodes:
+        if node in mapping:
+            continue
+        inputs = tuple(mapping[child] for child in node.inputs)
+        with source_module.inherit(node.source):
+            mapping[node] = replace(node, inputs)
+    return Graph(graph.inputs, tuple(mapping[node] for node in graph.outputs), graph.input_names)
+
+
+def rebuild(node: Node, inputs: tuple[Node, ...]) -> Node:
+    """The same op on other inputs."""
+    if inputs == node.inputs:
+        return node
+    return intern(node.op, inputs, node.attributes)
+
+
+def substitute(outputs: Sequence[Node], mapping: Mapping[Node, Node]) -> list[Node]:
+    """`outputs` with every node in `mapping` replaced by its image."""
+    result: dict[Node, Node] = dict(mapping)
+    for node in topological(outputs, stop=lambda n: n in mapping):
+        if node not in result:
+            with source_module.inherit(node.source):
+                result[node] = rebuild(node, tuple(result[child] for child in node.inputs))
+    return [result[node] for node in outputs]

@@ -1,0 +1,159 @@
+"""LLVM IR in, object code out, addresses at the end: the only file that drives LLVM."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+from llvmlite.binding import ffi
+
+from kaun.runtime.target import Target
+
+__all__ = ["assembly", "compile_module", "load", "optimised", "version"]
+
+
+def version() -> str:
+    """The versions of llvmlite and LLVM: object code of one is not taken for that of another."""
+    return f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+
+
+def compile_module(llvm_ir_text: str, target: Target, level: int = 2) -> bytes:
+    """Object code of a module.
+
+    llvm_ir_text: one module as text; it is verified before anything else looks at it.
+    level: 0 (fast compile) to 3; 2 runs LLVM's standard pipeline without its vectorisers, since the
+        compiler emits vectors itself and a second opinion only costs compile time.
+
+    The code is position independent (small code model), so the bytes may be stored and loaded anywhere.
+    Safe to call from several threads; the work runs without the interpreter lock and truly in parallel.
+
+    Raises ValueError when the text is not valid LLVM IR or `level` is out of range.
+    """
+    machine, module = _optimise(llvm_ir_text, target, level, "engine.compile_module")
+    return _emit(machine, module)
+
+
+def optimised(llvm_ir_text: str, target: Target, level: int = 2) -> str:
+    """The module as LLVM IR text after the passes of `compile_module`, to read. Same errors."""
+    return str(_optimise(llvm_ir_text, target, level, "engine.optimised")[1])
+
+
+def assembly(llvm_ir_text: str, target: Target, level: int = 2) -> str:
+    """The module as the target's assembly text, to read. Same errors as `compile_module`."""
+    machine, module = _optimise(llvm_ir_text, target, level, "engine.assembly")
+    return str(machine.emit_assembly(module))
+
+
+def load(object_bytes: bytes, names: Iterable[str]) -> dict[str, int]:
+    """Link object code into this process; symbol name to address for each of `names`.
+
+    Undefined symbols (memcpy, memset, pthread_create, ...) resolve against the running process. The
+    code stays mapped until the process ends: programs hold bare addresses, and a kernel is a few pages.
+
+    Raises ValueError when the bytes are not an object file for this machine, or lack a name.
+    """
+    wanted = list(names)
+    builder = llvm.JITLibraryBuilder().add_object_img(object_bytes).add_current_process()
+    for name in wanted:
+        builder.export_symbol(name)
+    try:
+        with _linker_lock:
+            library = builder.link(_linker(), f"kaun{next(_library_numbers)}")
+    except RuntimeError as error:
+        raise ValueError(
+            f"engine.load: got {len(object_bytes)} bytes, expected an object file defining {wanted}: {error}"
+        ) from error
+    # Not unloaded when Python lets go of the tracker, at exit either: a sleeping worker may stand in this code.
+    library.detach()
+    return {name: int(library[name]) for name in wanted}
+
+
+def _initialise() -> None:
+    if llvm.llvm_version_info[0] < 20:
+        # Later versions initialise themselves and raise on this call.
+        llvm.initialize()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+_initialise()
+_TARGET_LINE = re.compile(r"^target (datalayout|triple) = .*$", re.MULTILINE)
+_per_thread = threading.local()
+_linker_lock = threading.Lock()
+_library_numbers = itertools.count()
+_linkers: list[Any] = []
+
+
+def _linker() -> Any:
+    """The one LLJIT of the process.
+
+    JITLink rather than the older RuntimeDyld: it lays out an object's code and constants in one block,
+    so the small code model's 32-bit offsets always reach, makes stubs for libc functions that are far
+    away, and takes 8 KiB per object instead of 52.
+    """
+    if not _linkers:
+        _linkers.append(llvm.create_lljit_compiler(use_jit_link=True))
+    return _linkers[0]
+
+
+def _machine(target: Target, level: int) -> Any:
+    """LLVM's TargetMachine, made once per thread: it is not safe to share and costs 0.2 ms."""
+    cache: dict[tuple[str, int], Any] = _per_thread.__dict__.setdefault("machines", {})
+    key = (target.key, level)
+    if key not in cache:
+        cache[key] = llvm.Target.from_triple(target.triple).create_target_machine(
+            cpu=target.cpu, features=target.features, opt=level, reloc="pic", codemodel="small"
+        )
+    return cache[key]
+
+
+def _optimise(text: str, target: Target, level: int, caller: str) -> tuple[Any, Any]:
+    """Parse, verify and run the pipeline: the target machine and the optimised module."""
+    if not 0 <= level <= 3:
+        raise ValueError(f"{caller}: got level {level}, expected 0, 1, 2 or 3")
+    machine = _machine(target, level)
+    # On the first line, so that LLVM's line numbers in errors stay those of the text.
+    header = f'target datalayout = "{machine.target_data}" target triple = "{target.triple}" '
+    try:
+        module = llvm.parse_assembly(header + _TARGET_LINE.sub("", text), llvm.create_context())
+        module.verify()
+    except RuntimeError as error:
+        raise ValueError(f"{caller}: expected valid LLVM IR, got text that LLVM rejects: {error}") from error
+    tuning = llvm.create_pipeline_tuning_options(speed_level=level)
+    tuning.loop_vectorization = False
+    tuning.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, tuning)
+    passes = builder.getModulePassManager()
+    _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)
+    return machine, module
+
+
+def _emit(machine: Any, module: Any) -> bytes:
+    """The bytes of the module's object file."""
+    emit = _unlocked("LLVMPY_TargetMachineEmitToMemory")
+    with ffi.OutputString() as problem:
+        buffer = emit(machine, module, 1, problem)
+        if not buffer:
+            raise RuntimeError(f"engine.compile_module: LLVM could not emit code for {machine.triple}: {problem}")
+    try:
+        start, size = ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer)
+        return ctypes.string_at(start, size)
+    finally:
+        ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+
+def _unlocked(name: str) -> Callable[..., Any]:
+    """An LLVM entry point without llvmlite's process-wide lock.
+
+    llvmlite serialises every call, which would leave one core compiling. LLVM itself allows threads
+    that share no context and no target machine, as here; only the two long calls go this way. Should a
+    later llvmlite wrap differently, the locked function is what is left, and only slower.
+    """
+    wrapped = getattr(ffi.lib, name)
+    return getattr(wrapped, "_cfn", wrapped)  # type: ignore[no-any-return]
