@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -11,9 +12,8 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-from llvmlite.binding import ffi
-
 from kaun.runtime.target import Target
+from llvmlite.binding import ffi
 
 __all__ = ["assembly", "compile_module", "load", "optimised", "version"]
 
@@ -80,6 +80,7 @@ def _initialise() -> None:
         llvm.initialize()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()  # without it, inline assembly ends the process
 
 
 _initialise()
@@ -88,6 +89,23 @@ _per_thread = threading.local()
 _linker_lock = threading.Lock()
 _library_numbers = itertools.count()
 _linkers: list[Any] = []
+
+# In the order in which `load` takes them: ours, then llvmlite's own where it has one.
+_fork_locks = [_linker_lock, *filter(None, [getattr(ffi.lib, "_lock", None)])]
+
+
+def _before_fork() -> None:
+    """Wait until no thread is inside LLVM: a child would inherit the lock held by a thread it does not have."""
+    for lock in _fork_locks:
+        lock.__enter__()
+
+
+def _after_fork() -> None:
+    for lock in reversed(_fork_locks):
+        lock.__exit__(None, None, None)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 def _linker() -> Any:
@@ -152,8 +170,10 @@ def _unlocked(name: str) -> Callable[..., Any]:
     """An LLVM entry point without llvmlite's process-wide lock.
 
     llvmlite serialises every call, which would leave one core compiling. LLVM itself allows threads
-    that share no context and no target machine, as here; only the two long calls go this way. Should a
-    later llvmlite wrap differently, the locked function is what is left, and only slower.
+    that share no context and no target machine, as here; only the two long calls go this way. Older LLVMs,
+    whose builds we have not seen run so, and a later llvmlite that wraps differently keep the lock, and
+    are only slower.
     """
     wrapped = getattr(ffi.lib, name)
-    return getattr(wrapped, "_cfn", wrapped)  # type: ignore[no-any-return]
+    function: Callable[..., Any] = getattr(wrapped, "_cfn", wrapped) if llvm.llvm_version_info[0] >= 20 else wrapped
+    return function

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
-__all__ = ["Target", "function_attributes", "host", "with_vector_bits"]
+__all__ = ["Target", "function_attributes", "host", "usable_cores", "with_vector_bits"]
 
 KIB = 1024
 
@@ -138,6 +138,20 @@ def function_attributes(target: Target) -> str:
     return f'nounwind "prefer-vector-width"="{target.vector_bits}"'
 
 
+def usable_cores() -> int:
+    """Number of physical cores this process may keep busy, at least one.
+
+    Cores in the affinity mask, counting the hardware threads of a core once (they share the units that
+    multiply), and no more than the processor time a Linux control group allows.
+    """
+    if platform.system() == "Darwin":
+        return _sysctl("hw.physicalcpu") or os.cpu_count() or 1
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_siblings(index) for index in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _processor_quota()))
+
+
 @functools.cache
 def _detected() -> Target:
     triple = llvm.get_process_triple()
@@ -207,6 +221,23 @@ def _linux_caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> 
         if kind in ("Data", "Unified"):
             found[level] = count
     return found
+
+
+def _siblings(processor: int) -> str:
+    """The hardware threads of the core that a logical processor belongs to, as the kernel writes them."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(processor)
+
+
+def _processor_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors' worth of time that a version 2 control group grants, rounded up."""
+    try:
+        quota, period = file.read_text().split()
+        return -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return os.cpu_count() or 1
 
 
 def _macos_caches() -> dict[int, int]:

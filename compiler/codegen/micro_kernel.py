@@ -28,7 +28,7 @@ class MicroKernel:
     b_aligned:   whether each vector of B starts at a multiple of its own size
     last_lanes:  lanes of the last vector of B that may be read; fewer than `lanes` only if B is read in place
     unroll:      k steps a loop turn; k_remainder tells whether k may not be a multiple of it
-    accumulate:  whether the kernel takes a flag "add to the tile" (more than one k block) or always overwrites
+    accumulate:  whether sums start from the tile's contents (more than one k block) or from zero
     """
 
     element: str
@@ -46,38 +46,42 @@ class MicroKernel:
     has_fma: bool
 
 
-def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel) -> ir.Function:
-    """Define `void name(ptr a, ptr b, ptr tile, i64 k[, i1 add])` in `module`.
+def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attributes: str) -> ir.Function:
+    """Define `void name(ptr a, ptr b, ptr tile, i64 k)` in `module`, with the target's function `attributes`.
 
-        accumulators[rows][vectors] = 0
+        accumulators[rows][vectors] = tile if accumulate else 0
         for p in range(0, k, unroll):         # straight line inside: `unroll` outer products
             for v in vectors: b[v] = B[p, v]
             for r in rows:
                 a = broadcast(A[r, p])
                 for v in vectors: accumulators[r][v] += a * b[v]
-        tile = accumulators  (or tile += accumulators)
-
-    A k block is summed from zero and then added to the tile: the order is fixed, and the shorter sums lose less.
+        tile = accumulators
     """
-    flag = [ir.IntType(1)] if kernel.accumulate else []
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX, *flag]), name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX]), name)
     function.linkage = "internal"
     # One copy, however many call sites: inlining it would only cost compile time.
     function.attributes.add("noinline")
-    function.attributes.add("nounwind")
+    # The builder's own `add` refuses attributes of the form "key"="value", which targets need.
+    set.add(function.attributes, attributes)
     for argument in function.args[:3]:
         argument.add_attribute("noalias")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    a, b, tile, k = function.args[:4]
-    vector = ir.VectorType(element_type(kernel.element), kernel.lanes)
-    accumulators = [ir.Constant(vector, None) for _ in range(kernel.rows * kernel.vectors)]
+    a, b, tile, k = function.args
+    scalar = element_type(kernel.element)
+    vector, align = ir.VectorType(scalar, kernel.lanes), kernel.lanes * element_bits(kernel.element) // _BYTE_BITS
+    places = [r * kernel.tile_stride + v * kernel.lanes for r in range(kernel.rows) for v in range(kernel.vectors)]
+    pointers = [builder.gep(tile, [index(place)], source_etype=scalar) for place in places]
+    accumulators: list[ir.Value] = [ir.Constant(vector, None)] * len(pointers)
+    if kernel.accumulate:
+        accumulators = [builder.load(pointer, typ=vector, align=align) for pointer in pointers]
     unrolled_k = k
     if kernel.k_remainder:
         unrolled_k = builder.and_(k, index(-kernel.unroll))  # unroll is a power of two
     a, b, accumulators = _k_loop(builder, kernel, a, b, unrolled_k, accumulators, kernel.unroll)
     if kernel.k_remainder:
         _, _, accumulators = _k_loop(builder, kernel, a, b, builder.sub(k, unrolled_k), accumulators, 1)
-    _store_tile(builder, kernel, tile, accumulators)
+    for pointer, value in zip(pointers, accumulators, strict=True):
+        builder.store(value, pointer, align=align)
     builder.ret_void()
     return function
 
@@ -144,35 +148,13 @@ def _outer_product(
     return result
 
 
-def _store_tile(builder: ir.IRBuilder, kernel: MicroKernel, tile: ir.Value, sums: list[ir.Value]) -> None:
-    scalar = element_type(kernel.element)
-    align = kernel.lanes * element_bits(kernel.element) // _BYTE_BITS
-    pointers = [
-        builder.gep(tile, [index(r * kernel.tile_stride + v * kernel.lanes)], source_etype=scalar)
-        for r in range(kernel.rows)
-        for v in range(kernel.vectors)
-    ]
-    if not kernel.accumulate:
-        for pointer, value in zip(pointers, sums, strict=True):
-            builder.store(value, pointer, align=align)
-        return
-    with builder.if_else(builder.function.args[4]) as (add, overwrite):
-        with add:
-            for pointer, value in zip(pointers, sums, strict=True):
-                old = builder.load(pointer, typ=value.type, align=align)
-                floating = kernel.element.startswith("float")
-                builder.store(builder.fadd(old, value) if floating else builder.add(old, value), pointer, align=align)
-        with overwrite:
-            for pointer, value in zip(pointers, sums, strict=True):
-                builder.store(value, pointer, align=align)
-
-
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, has_fma: bool) -> ir.Value:
     """a * b + c: one rounding where the target fuses, two where a fused one would be a library call."""
     if isinstance(a.type.element, ir.IntType):
         return builder.add(builder.mul(a, b), c)
     if has_fma:
-        return builder.fma(a, b, c)
+        name = f"llvm.fma.v{a.type.count}{_suffix(a.type.element)}"
+        return builder.call(_declare(builder.module, name, ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
     return builder.fadd(builder.fmul(a, b), c)
 
 

@@ -24,6 +24,8 @@ class VectorTarget:
     vector_registers: how many of them the instruction set names (16 for AVX2, 32 for AVX-512 and NEON)
     has_fma:          whether a fused multiply-add is one instruction (if not, it is never emitted)
     l1_bytes, l2_bytes, l3_bytes: data cache sizes one core can use; 0 where a level is missing or unknown
+    has_f16c:         whether float16 converts to and from float32 in one instruction
+    attributes:       LLVM attributes for every function of a kernel
     """
 
     vector_bits: int
@@ -32,6 +34,8 @@ class VectorTarget:
     l1_bytes: int
     l2_bytes: int
     l3_bytes: int
+    has_f16c: bool = False
+    attributes: str = "nounwind"
 
     def lanes(self, element: str) -> int:
         """Elements of one vector: a power of two, at least 1."""

@@ -238,8 +238,12 @@ def rebuild(node: Node, inputs: tuple[Node, ...]) -> Node:
 def substitute(outputs: Sequence[Node], mapping: Mapping[Node, Node]) -> list[Node]:
     """`outputs` with every node in `mapping` replaced by its image."""
     result: dict[Node, Node] = dict(mapping)
-    for node in topological(outputs, stop=lambda n: n in mapping):
-        if node not in result:
+    # A node is newer than its inputs, so what is older than every node in the mapping stays as it is.
+    oldest = min((node.serial for node in mapping), default=0)
+    for node in topological(outputs, stop=lambda n: n in mapping or n.serial < oldest):
+        if node.serial < oldest:
+            result[node] = node
+        elif node not in result:
             with source_module.inherit(node.source):
                 result[node] = rebuild(node, tuple(result[child] for child in node.inputs))
     return [result[node] for node in outputs]

@@ -109,7 +109,7 @@ def cast(x: Array, *, dtype: dtypes.DType) -> Array:
 
 
 def bitcast(x: Array, *, dtype: dtypes.DType) -> Array:
-    return np.ascontiguousarray(x).view(dtype.numpy)
+    return np.array(x, order="C").view(dtype.numpy)
 
 
 def reduce_sum(x: Array, *, axes: tuple[int, ...]) -> Array:

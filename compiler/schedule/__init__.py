@@ -1,0 +1,1 @@
+"""Graph to kernels: fusion, lowering to loop IR, memory plan."""

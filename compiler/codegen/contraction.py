@@ -1,0 +1,378 @@
+"""The one contraction template: C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n] with fused loads and stores.
+
+Matrix products, batched ones and all three convolutions are this loop nest; what differs is how A and B are read
+(in place, packed by the template, or packed by a callback that computes them: transposes, masks, casts, windows) and
+how C is finished (a callback evaluates the epilogue on each vector of sums and stores it wherever it belongs).
+
+    for chunk in begin..end:                                   parallel: chunks share nothing
+      for batch in the chunk's batches:
+        for k0 in 0..K step kc:
+          pack B[k0.., n block] into panels of nr columns      unless B is read in place, or kept from the last chunk
+          for i in the m block step mr:
+            pack A[i.., k0..] into one panel of mr rows        unless A is read in place
+            for j in the n block step nr:
+              micro-kernel: tile (+)= A panel * B panel        registers only, vectors along n
+              if this k block is the last: finish(tile)
+
+A's panel stays in the first-level cache for a whole sweep over j, B's block in the second-level one for all i. Tiles
+live in scratch: one if there is a single k block, else the whole block of C. Sums are always taken in the order of k,
+and which thread runs a chunk changes nothing, so a result has the same bits on any number of threads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from kaun.compiler.codegen.contraction_blocking import Blocking, Contraction, Operand, plan
+from kaun.compiler.codegen.contraction_packing import pack_memory_a, pack_memory_b
+from kaun.compiler.codegen.control_flow import INDEX, counted_loop, index, offset, smaller
+from kaun.compiler.codegen.micro_kernel import MicroKernel, element_type, emit_micro_kernel
+from kaun.compiler.codegen.vector_target import VectorTarget, element_bits
+
+__all__ = ["Blocking", "Contraction", "Memory", "Operand", "Packed", "emit", "plan"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An operand in plain memory with the strides its `Operand` declares.
+
+    pointer(builder, batch) -> ptr to the operand's element (0, 0) of batch entry `batch` (an i64 value).
+    """
+
+    pointer: Callable[[ir.IRBuilder, ir.Value], ir.Value]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An operand whose values are computed while it is packed.
+
+    pack(builder, destination, batch, row, rows, column, columns) emits code that writes the part
+    [row, row + rows) x [column, column + columns) of the operand's matrix; all but the first two are i64 values.
+
+    For A the rows are m and the columns k: 1 <= rows <= mr, and element (i, p) of the part goes to
+        destination[i * blocking.a_panel[0] + p * blocking.a_panel[1]];
+    rows that are not asked for need not be written.
+    For B the rows are k and the columns n: 1 <= columns <= nc, and element (p, j) of the part goes to
+        destination[(j // nr) * rows * nr + p * nr + j % nr];
+    the last panel's columns past `columns` must hold some ordinary number (zero), as they are multiplied and dropped.
+    Destinations are aligned to a vector (A's when its rows are together, B's always).
+    """
+
+    pack: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value], None]
+
+
+# finish(builder, batch, m, n, sums, valid): evaluate the epilogue of C[batch, m, n : n + valid] and store it. `sums` is
+# a vector of blocking.lanes accumulators (also if that is 1), `valid` an int: lanes, or n % lanes at the right edge.
+Finish = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, int], None]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """All that the loops below share: the plan, the callbacks, the scratch pointers and the micro-kernels."""
+
+    builder: ir.IRBuilder
+    contraction: Contraction
+    blocking: Blocking
+    a: Memory | Packed
+    b: Memory | Packed
+    finish: Finish
+    scalar: ir.Type
+    a_panel: ir.Value
+    tiles: ir.Value
+    b_panels: ir.Value
+    micro_kernels: dict[tuple[bool, bool], ir.Function]
+
+    @property
+    def k_blocks(self) -> int:
+        return max(1, -(-self.contraction.k // self.blocking.kc))
+
+
+def emit(
+    function: ir.Function,
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    target: VectorTarget,
+    a: Memory | Packed,
+    b: Memory | Packed,
+    finish: Finish,
+) -> None:
+    """Emit chunks [begin, end) of the contraction into `function`, void(ptr buffers, i64 begin, i64 end, ptr scratch).
+
+    The builder stands in a block of the function that dominates everything the callbacks use, and is left behind the
+    loops in a block without terminator. `scratch` must be 64-byte aligned and hold blocking.scratch_bytes. Micro-
+    kernels become internal functions of the same module, named after `function`. Callbacks may open blocks.
+
+    Raises ValueError if a computed operand comes as Memory, or one to be read in place as Packed.
+    """
+    for name, operand, source in (("a", contraction.a, a), ("b", contraction.b, b)):
+        if (operand.strides is not None) != isinstance(source, Memory):
+            expected = "Packed" if operand.strides is None else "Memory"
+            raise ValueError(f"contraction.emit: got {name} as {type(source).__name__} for {operand}, expected {expected}")
+    if blocking.chunks == 0:
+        return
+    _, begin, end, scratch = function.args
+    byte = ir.IntType(8)
+    template = _Template(
+        builder=builder,
+        contraction=contraction,
+        blocking=blocking,
+        a=a,
+        b=b,
+        finish=finish,
+        scalar=element_type(contraction.element),
+        a_panel=scratch,
+        tiles=offset(builder, scratch, byte, (blocking.tile_offset, 1)),
+        b_panels=offset(builder, scratch, byte, (blocking.b_offset, 1)),
+        micro_kernels=_emit_micro_kernels(function, contraction, blocking, target),
+    )
+    with counted_loop(builder, begin, end, name="chunk") as chunk:
+        _emit_chunk(template, chunk, begin)
+
+
+def _emit_micro_kernels(
+    function: ir.Function, contraction: Contraction, blocking: Blocking, target: VectorTarget
+) -> dict[tuple[bool, bool], ir.Function]:
+    """A micro-kernel for each shape of tile that occurs, keyed by (whole in m, whole in n)."""
+    emitted: dict[MicroKernel, ir.Function] = {}
+    kernels = {}
+    for whole_m, rows in _tile_sizes(contraction.m, blocking.mr):
+        for whole_n, columns in _tile_sizes(contraction.n, blocking.nr):
+            vectors = -(-columns // blocking.lanes)
+            partial = columns % blocking.lanes if blocking.direct_b else 0
+            kernel = MicroKernel(
+                element=contraction.element,
+                rows=rows,
+                vectors=vectors,
+                lanes=blocking.lanes,
+                tile_stride=blocking.nr,
+                a_strides=(contraction.a.strides or (0, 0)) if blocking.direct_a else blocking.a_panel,
+                b_stride=(contraction.b.strides or (0, 0))[0] if blocking.direct_b else blocking.nr,
+                b_aligned=not blocking.direct_b,
+                last_lanes=partial or blocking.lanes,
+                unroll=blocking.unroll,
+                k_remainder=contraction.k % blocking.unroll != 0,
+                accumulate=contraction.k > blocking.kc,
+                has_fma=target.has_fma,
+            )
+            if kernel not in emitted:
+                name = f"{function.name}.tile_{rows}x{columns}"
+                emitted[kernel] = emit_micro_kernel(function.module, name, kernel, target.attributes)
+            kernels[whole_m, whole_n] = emitted[kernel]
+    return kernels
+
+
+def _tile_sizes(total: int, tile: int) -> list[tuple[bool, int]]:
+    """(whole, size) of the tiles that occur along a dimension."""
+    return [(whole, size) for whole, size in ((True, tile if total >= tile else 0), (False, total % tile)) if size]
+
+
+def _emit_chunk(template: _Template, chunk: ir.Value, begin: ir.Value) -> None:
+    """One chunk: find its block of C, then run it for each of its batch entries."""
+    builder, contraction, blocking = template.builder, template.contraction, template.blocking
+    m_blocks, n_blocks = -(-contraction.m // blocking.mc), -(-contraction.n // blocking.nc)
+    outer, m_block = _divide(builder, chunk, m_blocks)
+    batch_block, n_block = _divide(builder, outer, n_blocks)
+    m_start, m_count = _block_range(builder, m_block, blocking.mc, contraction.m)
+    n_start, n_count = _block_range(builder, n_block, blocking.nc, contraction.n)
+    batch_start, batch_count = _block_range(builder, batch_block, blocking.batches, contraction.batch)
+    fresh = None
+    if blocking.keep_b:
+        # Chunks go down a column of blocks, so B changes only at the top (and is not there yet in the first chunk).
+        fresh = builder.or_(builder.icmp_signed("==", m_block, index(0)), builder.icmp_signed("==", chunk, begin))
+    if blocking.batches == 1:
+        _emit_block(template, batch_start, (m_start, m_count), (n_start, n_count), fresh)
+        return
+    with counted_loop(builder, batch_start, builder.add(batch_start, batch_count), name="batch") as batch:
+        _emit_block(template, batch, (m_start, m_count), (n_start, n_count), fresh)
+
+
+def _bytes(contraction: Contraction) -> int:
+    return element_bits(contraction.element) // 8
+
+
+def _divide(builder: ir.IRBuilder, value: ir.Value, divisor: int) -> tuple[ir.Value, ir.Value]:
+    """Quotient and remainder of a non-negative index by a constant."""
+    if divisor == 1:
+        return value, index(0)
+    return builder.udiv(value, index(divisor)), builder.urem(value, index(divisor))
+
+
+def _block_range(builder: ir.IRBuilder, block: ir.Value, size: int, total: int) -> tuple[ir.Value, ir.Value]:
+    """(start, count) of a block; the count is a constant where all blocks have the same."""
+    if size >= total:
+        return index(0), index(total)
+    start = builder.mul(block, index(size), flags=("nsw",))
+    if total % size == 0:
+        return start, index(size)
+    return start, smaller(builder, builder.sub(index(total), start), size)
+
+
+def _emit_block(
+    template: _Template,
+    batch: ir.Value,
+    m_range: tuple[ir.Value, ir.Value],
+    n_range: tuple[ir.Value, ir.Value],
+    fresh: ir.Value | None,
+) -> None:
+    """One block of C of one batch entry, k block after k block."""
+    builder, contraction, blocking = template.builder, template.contraction, template.blocking
+    padded_n = -(-blocking.nc // blocking.nr) * blocking.nr
+    if template.k_blocks > 1:
+        _clear_tiles(template, -(-blocking.mc // blocking.mr) * blocking.mr * padded_n)
+    with counted_loop(builder, 0, template.k_blocks, name="k.block") as k_block:
+        k_start, k_count = _block_range(builder, k_block, blocking.kc, contraction.k)
+        b_panels = template.b_panels
+        if not blocking.direct_b and contraction.k:
+            if blocking.keep_b:
+                b_panels = offset(builder, b_panels, template.scalar, (k_start, padded_n))
+                with builder.if_then(fresh):
+                    _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
+            else:
+                _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
+        with counted_loop(builder, 0, m_range[1], blocking.mr, name="m.tile") as i:
+            row = builder.add(m_range[0], i, flags=("nsw",))
+            rows = _tile_count(builder, i, m_range[1], blocking.mr, contraction.m)
+            a_panel = _a_panel(template, batch, row, rows, k_start, k_count)
+            with counted_loop(builder, 0, n_range[1], blocking.nr, name="n.tile") as j:
+                column = builder.add(n_range[0], j, flags=("nsw",))
+                columns = _tile_count(builder, j, n_range[1], blocking.nr, contraction.n)
+                tile = template.tiles
+                if template.k_blocks > 1:
+                    tile = offset(builder, tile, template.scalar, (i, padded_n), (builder.mul(j, index(blocking.mr)), 1))
+                b_panel = _b_panel(template, b_panels, batch, column, j, k_start, k_count)
+                _run_micro_kernel(template, a_panel, b_panel, tile, (rows, columns), k_count)
+                if template.k_blocks == 1:
+                    _finish_tile(template, batch, (row, rows), (column, columns), tile)
+                else:
+                    with builder.if_then(builder.icmp_signed("==", k_block, index(template.k_blocks - 1))):
+                        _finish_tile(template, batch, (row, rows), (column, columns), tile)
+
+
+def _clear_tiles(template: _Template, count: int) -> None:
+    """Zero the tiles that the k blocks add up in."""
+    builder, lanes = template.builder, template.blocking.lanes
+    vector = ir.VectorType(template.scalar, lanes)
+    with counted_loop(builder, 0, count, lanes, name="clear") as at:
+        pointer = offset(builder, template.tiles, template.scalar, (at, 1))
+        builder.store(ir.Constant(vector, None), pointer, align=lanes * _bytes(template.contraction))
+
+
+def _tile_count(builder: ir.IRBuilder, start: ir.Value, count: ir.Value, tile: int, total: int) -> ir.Value:
+    """Rows (or columns) of the tile at `start` of a block; a constant if all tiles are whole."""
+    return index(tile) if total % tile == 0 else smaller(builder, builder.sub(count, start), tile)
+
+
+def _pack_b(
+    template: _Template,
+    destination: ir.Value,
+    batch: ir.Value,
+    k_range: tuple[ir.Value, ir.Value],
+    n_range: tuple[ir.Value, ir.Value],
+) -> None:
+    if isinstance(template.b, Packed):
+        template.b.pack(template.builder, destination, batch, *k_range, *n_range)
+        return
+    source = template.b.pointer(template.builder, batch)
+    pack_memory_b(template.builder, template.contraction, template.blocking, source, destination, k_range, n_range)
+
+
+def _a_panel(
+    template: _Template, batch: ir.Value, row: ir.Value, rows: ir.Value, k_start: ir.Value, k_count: ir.Value
+) -> ir.Value:
+    """The address of A[row, k_start]: in memory, or of the panel packed here."""
+    builder, contraction = template.builder, template.contraction
+    if isinstance(template.a, Packed):
+        if contraction.k:
+            template.a.pack(builder, template.a_panel, batch, row, rows, k_start, k_count)
+        return template.a_panel
+    strides = contraction.a.strides or (0, 0)
+    source = offset(
+        builder, template.a.pointer(builder, batch), template.scalar, (row, strides[0]), (k_start, strides[1])
+    )
+    if template.blocking.direct_a:
+        return source
+    pack_memory_a(builder, contraction, template.blocking, source, template.a_panel, rows, k_count)
+    return template.a_panel
+
+
+def _b_panel(
+    template: _Template,
+    panels: ir.Value,
+    batch: ir.Value,
+    column: ir.Value,
+    j: ir.Value,
+    k_start: ir.Value,
+    k_count: ir.Value,
+) -> ir.Value:
+    """The address of B[k_start, column]: in memory, or in the packed panels."""
+    builder = template.builder
+    if not template.blocking.direct_b:
+        return offset(builder, panels, template.scalar, (builder.mul(j, k_count, flags=("nsw",)), 1))
+    assert isinstance(template.b, Memory)
+    strides = template.contraction.b.strides or (0, 0)
+    return offset(builder, template.b.pointer(builder, batch), template.scalar, (k_start, strides[0]), (column, 1))
+
+
+def _run_micro_kernel(
+    template: _Template,
+    a_panel: ir.Value,
+    b_panel: ir.Value,
+    tile: ir.Value,
+    counts: tuple[ir.Value, ir.Value],
+    k_count: ir.Value,
+) -> None:
+    """Call the micro-kernel made for a tile of this many rows and columns."""
+    builder, blocking = template.builder, template.blocking
+    arguments = [a_panel, b_panel, tile, k_count]
+    sides = ((0, blocking.mr), (1, blocking.nr))
+    whole = [builder.icmp_signed("==", counts[side], index(size)) for side, size in sides]
+
+    def call(chosen: dict[tuple[bool, bool], ir.Function], side: int) -> None:
+        """Branch on the sides that still differ; where they lead to the same kernel, there is nothing to branch on."""
+        if len(set(chosen.values())) == 1:
+            builder.call(next(iter(chosen.values())), arguments)
+            return
+        yes = {key: kernel for key, kernel in chosen.items() if key[side]}
+        no = {key: kernel for key, kernel in chosen.items() if not key[side]}
+        if not yes or not no:
+            call(yes or no, side + 1)
+            return
+        with builder.if_else(whole[side]) as (then, otherwise):
+            with then:
+                call(yes, side + 1)
+            with otherwise:
+                call(no, side + 1)
+
+    call(template.micro_kernels, 0)
+
+
+def _finish_tile(
+    template: _Template,
+    batch: ir.Value,
+    row_range: tuple[ir.Value, ir.Value],
+    column_range: tuple[ir.Value, ir.Value],
+    tile: ir.Value,
+) -> None:
+    """Hand each row's vectors to `finish`; the code for a whole vector and for the partial one appears once each."""
+    builder, blocking = template.builder, template.blocking
+    lanes, partial = blocking.lanes, template.contraction.n % blocking.lanes
+    vector = ir.VectorType(template.scalar, lanes)
+    align = lanes * _bytes(template.contraction)
+    column, columns = column_range
+
+    def finish(row: ir.Value, at: ir.Value, valid: int) -> None:
+        pointer = offset(builder, tile, template.scalar, (row, blocking.nr), (at, 1))
+        sums = builder.load(pointer, typ=vector, align=align)
+        m = builder.add(row_range[0], row, flags=("nsw",))
+        template.finish(builder, batch, m, builder.add(column, at, flags=("nsw",)), sums, valid)
+
+    with counted_loop(builder, 0, row_range[1], name="finish.m") as row:
+        whole = builder.and_(columns, index(-lanes)) if partial else columns
+        if template.contraction.n >= lanes:
+            with counted_loop(builder, 0, whole, lanes, name="finish.n") as at:
+                finish(row, at, lanes)
+        if partial:
+            with builder.if_then(builder.icmp_signed("<", whole, columns)):
+                finish(row, whole, partial)

@@ -1,0 +1,369 @@
+"""Plans a contraction: tile, cache blocks, parallel chunks and scratch, from shapes and target alone (no code here).
+
+The loop nest the plan sizes is BLIS's (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS
+Functionality", ACM TOMS 2015) with its two innermost block loops exchanged, so that the operand read by broadcasts
+stays in the first-level cache and the operand read by whole vectors streams from the second.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+
+from kaun.compiler.codegen.vector_target import VectorTarget, element_bits
+
+# Costs are counted in slots: the time of one vector multiply-add. They steer choices only; no result depends on them.
+_LATENCY_SLOTS = 10  # independent multiply-adds in flight that keep the units busy (latency 4, two units, some slack)
+_OPERAND_SLOTS = 0.15  # what a load inside a tile costs although it overlaps with arithmetic
+_TILE_SLOTS = 24  # call, loop start and loop end of one micro-kernel run
+_CHUNK_SLOTS = 1000  # claiming one chunk and starting its loops
+_SMALLEST_CHUNK_SLOTS = 32768  # below this (about ten microseconds) waking another thread costs more than it gives
+_COPY_SLOTS = 5.0  # packing a vector whose lanes lie together in memory, outer caches included
+_TRANSPOSE_SLOTS = 6.0  # packing a vector by a transpose in registers
+_COMPUTE_SLOTS = 8.0  # packing a vector through a callback
+_REREAD_SLOTS = 0.15  # fetching a vector of B from the second-level cache instead of a panel in the first
+_CROSSING_SLOTS = 0.25  # the same if rows of B do not start at a multiple of a vector
+_COLLIDING_SLOTS = 1.0  # the same if the rows evict each other from the second-level cache
+_FETCH_SLOTS = 1.5  # bringing a vector of A or B to the core that runs a chunk
+_CACHE_WAYS = 8  # associativity assumed of the caches
+_SMALLEST_PAGE = 4096  # no first-level cache has longer ways, as it is indexed before addresses are translated
+_BUSY_TILE = 16  # multiply-adds of a k step that hide the loop around them; smaller tiles unroll k
+_MOST_CHUNKS = 512
+_THREADS = (1, 2, 4, 8, 16, 32, 64)  # thread counts a grid of chunks should serve; the plan never learns the real one
+_ALIGNMENT = 64  # bytes of a cache line, and what scratch is aligned to
+_DEFAULT_L1, _DEFAULT_L2 = 16384, 131072  # where the target does not know its caches
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How the elements of A (indices m, k) or B (indices k, n) of each batch can be had.
+
+    strides: distances in elements along its two indices if the operand is plain memory of the contraction's element
+             type, else None: its values are computed, and a pack callback writes them
+    fastest: for computed operands, which of the two indices (0 or 1) the callback likes to run innermost
+    """
+
+    strides: tuple[int, int] | None = None
+    fastest: int = 1
+
+    @property
+    def contiguous(self) -> int | None:
+        """The index (0 or 1) whose neighbours are neighbours in memory (or cheap together), None if neither."""
+        if self.strides is None:
+            return self.fastest
+        return 1 if self.strides[1] == 1 else 0 if self.strides[0] == 1 else None
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n], accumulated and packed as `element`.
+
+    Sizes may be 0 (k == 0 finishes zeros). Vectors run along n: callers swap A and B so that n is the better one.
+    """
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    element: str = "float32"
+    a: Operand = Operand()
+    b: Operand = Operand()
+
+    def __post_init__(self) -> None:
+        element_bits(self.element)
+        if min(self.batch, self.m, self.n, self.k) < 0:
+            sizes = (self.batch, self.m, self.n, self.k)
+            raise ValueError(f"contraction_blocking.Contraction: got sizes {sizes}, expected none below 0")
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """The plan of one contraction; every number is fixed at compile time.
+
+    lanes:     elements of one vector (the target's, or fewer where n is narrower)
+    mr, nr:    rows and columns of a micro-kernel tile; nr is a multiple of lanes
+    mc, nc:    rows and columns of a chunk's block of C: multiples of mr and nr, or the whole m and n
+    kc:        k steps between two visits of a tile; a multiple of the unrolling
+    batches:   batch entries a chunk does
+    chunks:    parallel tasks; chunk = (batch block * n blocks + n block) * m blocks + m block
+    direct_a, direct_b: whether the micro-kernel reads the operand in place instead of a packed copy
+    a_panel:   distances of rows and of k steps in a packed panel of A
+    keep_b:    whether consecutive chunks of one thread share a packed B (all of k is then packed at once)
+    tile_offset, b_offset, scratch_bytes: layout of the scratch memory: A panel, C tiles, packed B
+    """
+
+    lanes: int
+    mr: int
+    nr: int
+    mc: int
+    nc: int
+    kc: int
+    batches: int
+    chunks: int
+    direct_a: bool
+    direct_b: bool
+    a_panel: tuple[int, int]
+    keep_b: bool
+    unroll: int
+    tile_offset: int
+    b_offset: int
+    scratch_bytes: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A candidate register tile and the slots that all tiles of one batch entry take."""
+
+    lanes: int
+    rows: int
+    vectors: int
+    slots: float
+
+
+def plan(
+    contraction: Contraction,
+    target: VectorTarget,
+    direct_a: bool | None = None,
+    direct_b: bool | None = None,
+) -> Blocking:
+    """Choose tile, blocks and chunks.
+
+    direct_a, direct_b: force reading in place (True) or packing (False); None lets the costs decide.
+    Raises ValueError if an operand that is not plain memory (for B: with n contiguous) is forced to be direct.
+    """
+    tile = _choose_tile(contraction, target)
+    possible_a, possible_b = readable_in_place(contraction)
+    in_place_a = _prefer_direct_a(contraction, target, tile) if direct_a is None else direct_a
+    in_place_b = _prefer_direct_b(contraction, target, tile) if direct_b is None else direct_b
+    for name, wanted, possible in (("a", direct_a, possible_a), ("b", direct_b, possible_b)):
+        if wanted and not possible:
+            operand = contraction.a if name == "a" else contraction.b
+            expected = "plain memory" if name == "a" else "plain memory with n contiguous"
+            raise ValueError(f"contraction_blocking.plan: got direct_{name}=True for {operand}, expected {expected}")
+    return _block(contraction, target, tile, possible_a and in_place_a, possible_b and in_place_b)
+
+
+def readable_in_place(contraction: Contraction) -> tuple[bool, bool]:
+    """Whether the micro-kernel could read A, and B, without a packed copy."""
+    a, b = contraction.a.strides, contraction.b.strides
+    return a is not None, b is not None and (b[1] == 1 or contraction.n <= 1)
+
+
+def _parts(total: int, block: int) -> list[tuple[int, int]]:
+    """(how many, of what size): the blocks a dimension falls into, the smaller last one separately."""
+    parts = [(total // block, block), (1 if total % block else 0, total % block)]
+    return [(count, size) for count, size in parts if count]
+
+
+def _tile_slots(rows: int, vectors: int) -> float:
+    """Slots of one k step of a tile: multiply-adds, or the loads feeding them, or too few chains in flight."""
+    return max(rows * vectors, rows + vectors, _LATENCY_SLOTS) + _OPERAND_SLOTS * (rows + vectors)
+
+
+def _choose_tile(contraction: Contraction, target: VectorTarget) -> _Tile:
+    """The register tile with the least total work on this m and n, waste at the edges included."""
+    m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
+    lanes = target.lanes(contraction.element)
+    while lanes > 1 and lanes // 2 >= n:
+        lanes //= 2
+    n_vectors = -(-n // lanes)
+    best: _Tile | None = None
+    # One register holds the broadcast element of A, and without a fused multiply-add another one the product.
+    usable = target.vector_registers - 1 - (not target.has_fma)
+    most_rows = min(m, _rows_without_collision(contraction, target))
+    for vectors in range(1, min(n_vectors, max(1, usable // 2)) + 1):
+        for rows in range(1, min(most_rows, max(1, (usable - vectors) // vectors)) + 1):
+            row_parts, column_parts = _parts(m, rows), _parts(n_vectors, vectors)
+            slots = float(
+                sum(
+                    i * j * (k * _tile_slots(r, v) + _TILE_SLOTS + 2 * r * v)
+                    for i, r in row_parts
+                    for j, v in column_parts
+                )
+            )
+            # Every further shape of tile is another micro-kernel to compile.
+            slots *= 1 + 0.01 * (len(row_parts) * len(column_parts) - 1)
+            if best is None or slots < best.slots:
+                best = _Tile(lanes, rows, vectors, slots)
+    assert best is not None
+    return best
+
+
+def _rows_without_collision(contraction: Contraction, target: VectorTarget) -> int:
+    """Rows of A a tile can read side by side before they need more lines of one first-level set than it has."""
+    strides = contraction.a.strides
+    if strides is None or strides[1] != 1:
+        return target.vector_registers
+    return _CACHE_WAYS * _distinct_lines(strides[0], contraction.element, _SMALLEST_PAGE)
+
+
+def _distinct_lines(stride: int, element: str, way: int) -> int:
+    """How many addresses `stride` elements apart fall into different sets of a cache with ways of `way` bytes."""
+    step = stride * element_bits(element) // 8
+    return way // max(gcd(step, way), _ALIGNMENT) if step else way // _ALIGNMENT
+
+
+def _prefer_direct_a(contraction: Contraction, target: VectorTarget, tile: _Tile) -> bool:
+    """Broadcasts from memory cost what they cost from a panel, unless few of the lines they touch stay in the caches."""
+    if contraction.a.strides is None or contraction.n <= 3 * tile.vectors * tile.lanes:
+        return True
+    if contraction.a.contiguous != 0:
+        return contraction.a.contiguous == 1
+    return _kc(contraction, target, tile) <= _l2_rows(contraction.a.strides[1], contraction, target) // 2
+
+
+def _l2_rows(stride: int, contraction: Contraction, target: VectorTarget) -> int:
+    """How many addresses `stride` elements apart the second-level cache can hold."""
+    way = (target.l2_bytes or _DEFAULT_L2) // _CACHE_WAYS
+    return _CACHE_WAYS * _distinct_lines(stride, contraction.element, way)
+
+
+def _prefer_direct_b(contraction: Contraction, target: VectorTarget, tile: _Tile) -> bool:
+    """Packing a vector of B costs once what reading it from its row costs again for each tile of rows."""
+    if contraction.b.strides is None:
+        return False
+    stride = contraction.b.strides[0]
+    cost = _REREAD_SLOTS + (_CROSSING_SLOTS if stride % tile.lanes else 0.0)
+    if min(contraction.k, _kc(contraction, target, tile)) > _l2_rows(stride, contraction, target):
+        cost += _COLLIDING_SLOTS
+    return -(-contraction.m // tile.rows) * cost <= _COPY_SLOTS
+
+
+def _kc(contraction: Contraction, target: VectorTarget, tile: _Tile) -> int:
+    """The k block: a panel of A fills half of the first-level cache, and all k blocks are about equally long."""
+    row_bytes = tile.rows * _bytes(contraction) * _overfetch(contraction, tile)
+    limit = max(64, int((target.l1_bytes or _DEFAULT_L1) / 2 / row_bytes))
+    blocks = max(1, -(-contraction.k // limit))
+    return max(1, _round_up(-(-contraction.k // blocks), _unroll(tile)))
+
+
+def _overfetch(contraction: Contraction, tile: _Tile) -> float:
+    """How much more of A than its tile of rows comes into the cache: with m contiguous, whole lines at each k."""
+    if contraction.a.strides is None or contraction.a.contiguous == 1:
+        return 1.0
+    return max(1.0, _ALIGNMENT / (tile.rows * _bytes(contraction)))
+
+
+def _bytes(contraction: Contraction) -> int:
+    return element_bits(contraction.element) // 8
+
+
+def _unroll(tile: _Tile) -> int:
+    """k steps of one turn of the micro-kernel's loop: a power of two, 1 if the tile is big enough to hide the loop."""
+    unroll = 1
+    while unroll * tile.rows * tile.vectors < _BUSY_TILE and unroll < 4:
+        unroll *= 2
+    return unroll
+
+
+def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a: bool, direct_b: bool) -> Blocking:
+    size = _bytes(contraction)
+    mr, nr = tile.rows, tile.vectors * tile.lanes
+    l2 = target.l2_bytes or _DEFAULT_L2
+    m, n, k, kc = max(1, contraction.m), max(1, contraction.n), contraction.k, _kc(contraction, target, tile)
+    # nc: the part of B one k block visits fills half of the second-level cache.
+    nc_limit = max(nr, l2 // 2 // (kc * size) // nr * nr)
+    # mc: tiles that wait for the next k block fill a quarter of it.
+    mc_limit = max(mr, l2 // 4 // (min(nc_limit, _round_up(n, nr)) * size) // mr * mr) if k > kc else m
+    mc, nc, keep_b = _choose_grid(contraction, target, tile, (mc_limit, nc_limit), direct_a, direct_b)
+    m_blocks, n_blocks = -(-m // mc), -(-n // nc)
+    batches = 1
+    if m_blocks == n_blocks == 1 and contraction.batch > 1:
+        wanted = min(contraction.batch, max(1, int(_SMALLEST_CHUNK_SLOTS // tile.slots)))
+        batches = -(-contraction.batch // -(-contraction.batch // wanted))
+    chunks = -(-contraction.batch // batches) * m_blocks * n_blocks if contraction.m and contraction.n else 0
+    rows_together = contraction.a.contiguous == 0
+    # Rows of a panel are padded by a cache line, so that they do not collide as rows of the source may.
+    a_panel = (1, mr) if rows_together else (kc + _ALIGNMENT // size, 1)
+    padded_n = _round_up(nc, nr)
+    a_bytes = 0 if direct_a else (mr * kc if rows_together else mr * a_panel[0]) * size
+    tile_bytes = (_round_up(mc, mr) * padded_n if k > kc else mr * nr) * size
+    b_bytes = 0 if direct_b else padded_n * (k if keep_b else min(k, kc)) * size
+    tile_offset = _round_up(a_bytes, _ALIGNMENT)
+    b_offset = _round_up(tile_offset + tile_bytes, _ALIGNMENT)
+    return Blocking(
+        lanes=tile.lanes,
+        mr=mr,
+        nr=nr,
+        mc=mc,
+        nc=nc,
+        kc=kc,
+        batches=batches,
+        chunks=chunks,
+        direct_a=direct_a,
+        direct_b=direct_b,
+        a_panel=a_panel,
+        keep_b=keep_b,
+        unroll=_unroll(tile),
+        tile_offset=tile_offset,
+        b_offset=b_offset,
+        scratch_bytes=_round_up(b_offset + b_bytes, _ALIGNMENT) if chunks else 0,
+    )
+
+
+def _choose_grid(
+    contraction: Contraction,
+    target: VectorTarget,
+    tile: _Tile,
+    limits: tuple[int, int],
+    direct_a: bool,
+    direct_b: bool,
+) -> tuple[int, int, bool]:
+    """(mc, nc, keep_b) with the least time summed over the thread counts a machine may have."""
+    m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
+    batch, size = max(1, contraction.batch), _bytes(contraction)
+    nr = tile.vectors * tile.lanes
+    a_slots = 0.0 if direct_a else _pack_slots(contraction.a, 0, tile.rows)
+    b_slots = 0.0 if direct_b else _pack_slots(contraction.b, 1, tile.lanes)
+    most_chunks = min(_MOST_CHUNKS, max(1.0, batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
+    overfetch = _overfetch(contraction, tile) if direct_a else 1.0
+    kept_limit = max(target.l2_bytes, target.l3_bytes // 8)
+    best: tuple[float, int, int, bool] | None = None
+    for mc in _block_sizes(m, tile.rows, limits[0]):
+        for nc in _block_sizes(n, nr, limits[1]):
+            m_blocks, n_blocks = -(-m // mc), -(-n // nc)
+            chunks = batch * m_blocks * n_blocks
+            keep_b = not direct_b and m_blocks > 1 and k * _round_up(nc, nr) * size <= kept_limit
+            share = (min(mc, m) / m) * (min(nc, n) / n)
+            fetch = (overfetch * min(mc, m) + min(nc, n)) * k * _FETCH_SLOTS / tile.lanes
+            chunk = tile.slots * share + _CHUNK_SLOTS + a_slots * min(mc, m) * k + fetch
+            pack_b = b_slots * min(nc, n) * k
+            total = 0.0
+            for threads in _THREADS:
+                turns = -(-chunks // threads)
+                packs = min(turns, -(-turns // m_blocks) + (threads > 1)) if keep_b else turns
+                total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
+            if chunks > max(batch, most_chunks):
+                total *= chunks / max(batch, most_chunks)
+            if best is None or total < best[0]:
+                best = (total, mc, nc, keep_b)
+    assert best is not None
+    return best[1:]
+
+
+def _block_sizes(total: int, tile: int, limit: int) -> Iterator[int]:
+    """Block sizes worth trying: whole tiles, evenly many in each block, at most `limit` (but one tile at least)."""
+    tiles = -(-total // tile)
+    tried: set[int] = set()
+    blocks = 1
+    while blocks <= tiles:
+        count = -(-tiles // blocks)
+        size = min(count * tile, total)
+        if count not in tried and (size <= limit or count == 1):
+            tried.add(count)
+            yield size
+        blocks = max(blocks + 1, blocks * 9 // 8)
+    if not tried:
+        yield min(tile, total)
+
+
+def _pack_slots(operand: Operand, good: int, together: int) -> float:
+    """Slots to pack one element when `together` neighbours along index `good` end up side by side."""
+    if operand.strides is None:
+        return _COMPUTE_SLOTS / together
+    if operand.contiguous is None:
+        return 1.0
+    return (_COPY_SLOTS if operand.contiguous == good else _TRANSPOSE_SLOTS) / together
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

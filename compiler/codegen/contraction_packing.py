@@ -1,0 +1,259 @@
+"""Packs plain operands of a contraction into panels: vector copies, or transposes in registers."""
+
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from kaun.compiler.codegen.contraction_blocking import Blocking, Contraction
+from kaun.compiler.codegen.control_flow import counted_loop, index, offset, smaller
+from kaun.compiler.codegen.micro_kernel import element_type, load_vector
+from kaun.compiler.codegen.vector_target import element_bits
+
+_SEGMENT_BYTES = 16  # most instruction sets shuffle freely only within 128 bits; longer moves go by whole segments
+
+_LARGEST_SQUARE = 16  # a transpose of lanes x lanes takes lanes * log2(lanes) shuffles: beyond this, too much code
+
+
+def _bytes(contraction: Contraction) -> int:
+    return element_bits(contraction.element) // 8
+
+
+def pack_memory_a(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    source: ir.Value,
+    destination: ir.Value,
+    rows: ir.Value,
+    k_count: ir.Value,
+) -> None:
+    """Copy rows x k_count elements at `source` into A's panel: destination[i * a_panel[0] + p * a_panel[1]]."""
+    strides = contraction.a.strides or (0, 0)
+    scalar = element_type(contraction.element)
+    row_step, k_step = blocking.a_panel
+    if contraction.a.contiguous == 0:
+        _copy_columns(builder, contraction, blocking, source, destination, rows, k_count)
+        return
+    with counted_loop(builder, 0, rows, name="pack.a") as row:
+        from_row = offset(builder, source, scalar, (row, strides[0]))
+        to_row = offset(builder, destination, scalar, (row, row_step))
+        _copy_strided(builder, scalar, from_row, strides[1], to_row, k_step, k_count)
+
+
+def _copy_columns(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    source: ir.Value,
+    destination: ir.Value,
+    rows: ir.Value,
+    k_count: ir.Value,
+) -> None:
+    """A panel from memory with m contiguous: all rows of one k step at once, as a vector of just that length."""
+    scalar, size = element_type(contraction.element), _bytes(contraction)
+    stride = (contraction.a.strides or (0, 0))[1]
+
+    def copy(count: int) -> None:
+        with counted_loop(builder, 0, k_count, name="pack.k") as p:
+            from_column = offset(builder, source, scalar, (p, stride))
+            value = builder.load(from_column, typ=ir.VectorType(scalar, count), align=size)
+            builder.store(value, offset(builder, destination, scalar, (p, blocking.a_panel[1])), align=size)
+
+    _for_each_size(builder, contraction.m, blocking.mr, rows, copy)
+
+
+def _for_each_size(
+    builder: ir.IRBuilder, total: int, tile: int, size: ir.Value, emit: Callable[[int], None]
+) -> None:
+    """Emit code for whole tiles and for the smaller last one, whichever occur, and branch on `size`."""
+    edge = total % tile
+    if edge == 0 or total < tile:
+        emit(edge or tile)
+        return
+    with builder.if_else(builder.icmp_signed("==", size, index(tile))) as (whole, partial):
+        with whole:
+            emit(tile)
+        with partial:
+            emit(edge)
+
+
+def _copy_strided(
+    builder: ir.IRBuilder,
+    scalar: ir.Type,
+    source: ir.Value,
+    source_stride: int,
+    destination: ir.Value,
+    destination_stride: int,
+    count: ir.Value,
+) -> None:
+    """Copy `count` elements one by one."""
+    with counted_loop(builder, 0, count, name="copy.one") as at:
+        value = builder.load(offset(builder, source, scalar, (at, source_stride)), typ=scalar)
+        builder.store(value, offset(builder, destination, scalar, (at, destination_stride)))
+
+
+def pack_memory_b(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    source: ir.Value,
+    destination: ir.Value,
+    k_range: tuple[ir.Value, ir.Value],
+    n_range: tuple[ir.Value, ir.Value],
+) -> None:
+    """Pack the part of B (`source` is its element (0, 0)) into panels [ceil(n / nr)][k][nr].
+
+    Columns past the edge repeat the last one or are zero.
+    """
+    strides = contraction.b.strides or (0, 0)
+    scalar = element_type(contraction.element)
+    (k_start, k_count), (n_start, n_count) = k_range, n_range
+    first = offset(builder, source, scalar, (k_start, strides[0]), (n_start, strides[1]))
+    with counted_loop(builder, 0, n_count, blocking.nr, name="pack.b") as j:
+        panel = offset(builder, destination, scalar, (builder.mul(j, k_count, flags=("nsw",)), 1))
+        columns = smaller(builder, builder.sub(n_count, j), blocking.nr)
+        from_panel = offset(builder, first, scalar, (j, strides[1]))
+        if strides[1] == 1:
+            _copy_rows(builder, contraction, blocking, from_panel, panel, k_count, columns)
+        elif strides[0] == 1 and 1 < blocking.lanes <= _LARGEST_SQUARE:
+            _transpose_panel(builder, contraction, blocking, from_panel, panel, k_count, columns)
+        else:
+            _gather_panel(builder, contraction, blocking, from_panel, panel, k_count, columns)
+
+
+def _copy_rows(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    source: ir.Value,
+    panel: ir.Value,
+    k_count: ir.Value,
+    columns: ir.Value,
+) -> None:
+    """A panel from rows with n contiguous: whole vectors, and a masked one at the right edge of B."""
+    scalar, size, lanes = element_type(contraction.element), _bytes(contraction), blocking.lanes
+    stride = (contraction.b.strides or (0, 0))[0]
+
+    def copy(valid_columns: int) -> None:
+        with counted_loop(builder, 0, k_count, name="pack.k") as p:
+            from_row = offset(builder, source, scalar, (p, stride))
+            to_row = offset(builder, panel, scalar, (p, blocking.nr))
+            for at in range(0, valid_columns, lanes):
+                valid = min(lanes, valid_columns - at)
+                value = load_vector(builder, offset(builder, from_row, scalar, (at, 1)), scalar, lanes, valid, size)
+                builder.store(value, offset(builder, to_row, scalar, (at, 1)), align=size * lanes)
+
+    _for_each_size(builder, contraction.n, blocking.nr, columns, copy)
+
+
+def _transpose_panel(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    source: ir.Value,
+    panel: ir.Value,
+    k_count: ir.Value,
+    columns: ir.Value,
+) -> None:
+    """A panel from columns with k contiguous: squares of lanes x lanes, transposed in registers."""
+    scalar, size, lanes = element_type(contraction.element), _bytes(contraction), blocking.lanes
+    stride = (contraction.b.strides or (0, 0))[1]
+    vector = ir.VectorType(scalar, lanes)
+    last = builder.sub(columns, index(1))
+    with counted_loop(builder, 0, columns, lanes, name="pack.square") as at:
+        # Past the right edge the last column is read again; what it becomes there is never used.
+        starts = [
+            offset(builder, source, scalar, (smaller(builder, builder.add(at, index(lane)), last), stride))
+            for lane in range(lanes)
+        ]
+        to_columns = offset(builder, panel, scalar, (at, 1))
+        whole = builder.and_(k_count, index(-lanes))
+        with counted_loop(builder, 0, whole, lanes, name="pack.k") as p:
+            square = [builder.load(offset(builder, start, scalar, (p, 1)), typ=vector, align=size) for start in starts]
+            for row, value in enumerate(transpose_square(builder, square)):
+                pointer = offset(builder, to_columns, scalar, (p, blocking.nr), (row * blocking.nr, 1))
+                builder.store(value, pointer, align=size * lanes)
+        with counted_loop(builder, whole, k_count, name="pack.rest") as p:
+            for lane, start in enumerate(starts):
+                value = builder.load(offset(builder, start, scalar, (p, 1)), typ=scalar)
+                builder.store(value, offset(builder, to_columns, scalar, (p, blocking.nr), (lane, 1)))
+
+
+def transpose_square(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Transpose n vectors of n lanes: interleaves within 128-bit segments, then exchanges of whole segments.
+
+    Within segments of g lanes, log2(g) rounds of interleaving row i with row i + g / 2 transpose each g x g square;
+    the squares then change places as the blocks of a matrix do (Eklundh's algorithm).
+    """
+    lanes = len(rows)
+    scalar = rows[0].type.element
+    bits = scalar.width if isinstance(scalar, ir.IntType) else 32 if isinstance(scalar, ir.FloatType) else 64
+    segment = min(lanes, max(1, _SEGMENT_BYTES * 8 // bits))
+    result: list[ir.Value] = []
+    for first in range(0, lanes, segment):
+        group = rows[first : first + segment]
+        for _ in range(segment.bit_length() - 1):
+            group = [
+                _interleave(builder, group[i], group[i + segment // 2], segment, high)
+                for i in range(segment // 2)
+                for high in (False, True)
+            ]
+        result += group
+    distance = segment
+    while distance < lanes:
+        exchanged = list(result)
+        for i in range(lanes):
+            if not i & distance:
+                low, high = result[i], result[i + distance]
+                exchanged[i] = _exchange(builder, low, high, distance, False)
+                exchanged[i + distance] = _exchange(builder, low, high, distance, True)
+        result = exchanged
+        distance *= 2
+    return result
+
+
+def _interleave(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, segment: int, high: bool) -> ir.Value:
+    """In each segment: a0 b0 a1 b1 ... of its lower or upper half."""
+    lanes, half = a.type.count, segment // 2
+    mask = []
+    for first in range(0, lanes, segment):
+        for i in range(half):
+            mask += [first + high * half + i, lanes + first + high * half + i]
+    return _shuffle(builder, a, b, mask)
+
+
+def _exchange(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, distance: int, upper: bool) -> ir.Value:
+    """Blocks of `distance` lanes: the even ones of a and b side by side, or the odd ones."""
+    lanes = a.type.count
+    mask = []
+    for lane in range(lanes):
+        from_b = bool(lane & distance)
+        source = (lane & ~distance) | (distance if upper else 0)
+        mask.append(source + lanes * from_b)
+    return _shuffle(builder, a, b, mask)
+
+
+def _shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, mask: list[int]) -> ir.Value:
+    integer = ir.IntType(32)
+    lanes = [ir.Constant(integer, lane) for lane in mask]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(integer, len(mask)), lanes))
+
+
+def _gather_panel(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    source: ir.Value,
+    panel: ir.Value,
+    k_count: ir.Value,
+    columns: ir.Value,
+) -> None:
+    """A panel from memory with no useful order: one element at a time, zeros up to a whole vector."""
+    scalar = element_type(contraction.element)
+    k_stride, n_stride = contraction.b.strides or (0, 0)
+    with counted_loop(builder, 0, k_count, name="pack.k") as p:
+        from_row = offset(builder, source, scalar, (p, k_stride))
+        to_row = offset(builder, panel, scalar, (p, blocking.nr))
+        _copy_strided(builder, scalar, from_row, n_stride, to_row, 1, columns)
+        with counted_loop(builder, columns, blocking.nr, name="pack.zero") as at:
+            builder.store(ir.Constant(scalar, 0), offset(builder, to_row, scalar, (at, 1)))

@@ -1,0 +1,44 @@
+"""From loop IR to an LLVM module: one function per kernel, and how it has to be launched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from ..schedule.collapse import collapse
+from ..schedule.loop_ir import Kernel, LoopKernel
+from . import fused_contraction, loops
+from .vector_target import VectorTarget
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to run a kernel: `chunks` independent pieces of work, each thread with `scratch_bytes` of its own."""
+
+    chunks: int
+    scratch_bytes: int
+
+
+def launch(kernel: Kernel, target: VectorTarget) -> Launch:
+    """The kernel's launch; a function of the kernel and the target, never of the number of threads."""
+    if isinstance(kernel, LoopKernel):
+        return Launch(loops.plan(collapse(kernel), target).chunks, 0)
+    _, blocking = fused_contraction.plan(kernel, target)
+    return Launch(blocking.chunks, blocking.scratch_bytes)
+
+
+def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:
+    """LLVM IR text of a module that defines `void name(ptr buffers, i64 begin, i64 end, ptr scratch)`."""
+    module = ir.Module(name=name)
+    if isinstance(kernel, LoopKernel):
+        loops.emit(module, name, kernel, target)
+    else:
+        fused_contraction.emit(module, name, kernel, target)
+    return with_attributes(str(module), target)
+
+
+def with_attributes(text: str, target: VectorTarget) -> str:
+    """The module's text with the target's attributes on every function it defines."""
+    return re.sub(r"^(define [^\n]*\))", rf"\1 {target.attributes}", text, flags=re.MULTILINE)

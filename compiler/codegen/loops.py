@@ -1,0 +1,342 @@
+"""A loop kernel as an LLVM function.
+
+    void kernel(ptr buffers, i64 begin, i64 end, ptr scratch)
+      for unit in begin * units_per_chunk .. end * units_per_chunk:     a unit: one outer iteration, or
+          decode the outer variables from unit                          a block of the last outer variable
+          for each pass: loops, vectors along one variable
+
+What is vectorised (`Plan`): the innermost loop of each pass, or the last outer variable, whichever reads and writes
+memory in longer runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from ..ir import dtypes
+from ..ir.dtypes import DType
+from ..schedule.collapse import all_values, collapse, pass_roots
+from ..schedule.index import Index, Variable
+from ..schedule.loop_ir import Apply, Buffer, Load, LoopKernel, Pass, Reduction
+from .arithmetic import I32, I64, Arithmetic, constant, lanes_of, register_type
+from .control_flow import POINTER
+from .emitter import Emitter, Lanes, lane_step
+from .vector_target import VectorTarget
+
+# Rough costs in nanoseconds: of one simple operation on one vector or scalar, and of a mathematical function.
+_SIMPLE, _FUNCTION = 0.3, 4.0
+_FUNCTIONS = frozenset({"exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "atan", "pow", "div", "rem", "random_bits"})
+# A chunk should be worth waking a thread for; more chunks than this balance nothing.
+_CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a loop kernel is run. `vector` is the outer variable that is vectorised (None: each pass's last variable)."""
+
+    vector: Variable | None
+    lanes: int
+    block: int
+    units: int
+    units_per_chunk: int
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.units // self.units_per_chunk)
+
+
+def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
+    """The plan with the least estimated cost; it depends on the kernel and the target only."""
+    width = max(1, target.vector_bits // (8 * _element_bytes(kernel)))
+    options = [_Option(kernel, None, width)]
+    if kernel.outer:
+        options.append(_Option(kernel, kernel.outer[-1], width))
+    best = min(options, key=lambda option: option.cost)
+    outer = [v.extent for v in kernel.outer]
+    if best.vector is None:
+        units, block = math.prod(outer), 0
+    else:
+        rows = math.prod(outer[:-1])
+        vectors = -(-best.vector.extent // best.lanes)
+        wanted = max(1, min(vectors, -(-_MOST_CHUNKS // max(1, rows))))
+        block = -(-vectors // wanted) * best.lanes
+        units = rows * -(-best.vector.extent // block)
+    chunks = int(max(1, min(_MOST_CHUNKS, units, best.cost / _CHUNK_NANOSECONDS)))
+    return Plan(best.vector, best.lanes, block, units, max(1, -(-units // chunks)))
+
+
+def _element_bytes(kernel: LoopKernel) -> int:
+    """The size lanes are counted in: 8 if all arithmetic is on 8-byte types, else 4."""
+    sizes = {b.dtype.compute.itemsize for b in kernel.buffers}
+    return 8 if sizes == {8} else 4
+
+
+class _Option:
+    """One choice of the vectorised variable, and what it costs."""
+
+    def __init__(self, kernel: LoopKernel, vector: Variable | None, width: int):
+        self.vector = vector
+        extents = [vector.extent] if vector else [p.variables[-1].extent for p in kernel.passes if p.variables]
+        longest = max(extents, default=1)
+        operations = sum(len(all_values(pass_roots(p))) for p in kernel.passes)
+        unroll = 4 if operations <= 12 else 2 if operations <= 30 else 1
+        self.lanes = 1 << (min(width * unroll, longest) - 1).bit_length() if longest > 1 else 1
+        if width < self.lanes and longest < 2 * self.lanes:
+            self.lanes = max(width, self.lanes // 2)
+        self.cost = sum(self._pass_cost(p, math.prod(v.extent for v in kernel.outer)) for p in kernel.passes)
+
+    def _pass_cost(self, each: Pass, outer: int) -> float:
+        iterations = outer * math.prod(v.extent for v in each.variables)
+        variable = self.vector or (each.variables[-1] if each.variables else None)
+        lanes = self.lanes if variable is not None else 1
+        extent = variable.extent if variable is not None else 1
+        vectors = iterations * (-(-extent // lanes) * lanes / extent) / lanes
+        cost = 0.0
+        for value in all_values(pass_roots(each)):
+            varies = variable in value.variables
+            times = vectors if varies else vectors / max(1, extent / lanes)
+            if isinstance(value, Apply):
+                cost += times * (_FUNCTION if value.name in _FUNCTIONS else _SIMPLE) * max(1, lanes / 16)
+            if isinstance(value, Load):
+                cost += self._access(value.index, variable, lanes, times)
+        for store in each.stores:
+            cost += self._access(store.index, variable, lanes, vectors)
+        return cost + vectors * _SIMPLE
+
+    def _access(self, index: Index, variable: Variable | None, lanes: int, times: float) -> float:
+        step = lane_step(index, variable, lanes) if variable is not None else 0
+        scattered = step not in (0, 1)
+        return times * _SIMPLE * (lanes * 2.0 if scattered else max(1, lanes / 16))
+
+
+def emit(module: ir.Module, name: str, kernel: LoopKernel, target: VectorTarget) -> Plan:
+    """Add the kernel's function to the module. The kernel must not be empty: no extent is zero."""
+    kernel = collapse(kernel)
+    chosen = plan(kernel, target)
+    signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
+    function = ir.Function(module, signature, name)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    pointers = load_pointers(builder, function.args[0], kernel.buffers)
+    emitter = Emitter(builder, Arithmetic(builder, target.has_fma, target.has_f16c), pointers)
+    _Function(kernel, chosen, emitter).emit(function)
+    builder.ret_void()
+    return chosen
+
+
+def load_pointers(builder: ir.IRBuilder, buffers: ir.Value, declared: Sequence[Buffer]) -> dict[Buffer, ir.Value]:
+    """The address of every buffer of a kernel, from the array of pointers it is called with."""
+    pointers = {}
+    for buffer in declared:
+        slot = builder.gep(buffers, [constant(I64, buffer.position)], source_etype=POINTER)
+        pointers[buffer] = builder.load(slot, typ=POINTER, name=f"buffer{buffer.position}")
+    return pointers
+
+
+class _Function:
+    """Emits the loops of one kernel."""
+
+    def __init__(self, kernel: LoopKernel, chosen: Plan, emitter: Emitter):
+        self.kernel, self.plan, self.emitter = kernel, chosen, emitter
+        self.builder = emitter.builder
+
+    def emit(self, function: ir.Function) -> None:
+        per_chunk, units = self.plan.units_per_chunk, self.plan.units
+        if units == 1:
+            self._unit(constant(I64, 0))
+            return
+        begin = self.builder.mul(function.args[1], constant(I64, per_chunk), flags=("nsw",))
+        end = self.builder.mul(function.args[2], constant(I64, per_chunk), flags=("nsw",))
+        last = constant(I64, units)
+        end = self.builder.select(self.builder.icmp_signed("<", end, last), end, last)
+
+        def unit(counter: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            self._unit(counter)
+            return []
+
+        self.emitter.loop(None, begin, end, 1, [], unit)
+
+    def _unit(self, unit: ir.Value) -> None:
+        vector = self.plan.vector
+        outer = [v for v in self.kernel.outer if v is not vector]
+        blocks = 1 if vector is None else -(-vector.extent // self.plan.block)
+        rest, block = unit, constant(I64, 0)
+        if blocks > 1:
+            block = self.builder.urem(unit, constant(I64, blocks))
+            rest = self.builder.udiv(unit, constant(I64, blocks))
+        bindings = {}
+        for position, variable in enumerate(reversed(outer)):
+            first = position == len(outer) - 1
+            bindings[variable] = rest if first else self.builder.urem(rest, constant(I64, variable.extent))
+            if not first:
+                rest = self.builder.udiv(rest, constant(I64, variable.extent))
+        with self.emitter.scope(bindings):
+            if vector is None:
+                self._passes()
+            else:
+                self._vector_block(vector, block, blocks)
+
+    def _vector_block(self, vector: Variable, block: ir.Value, blocks: int) -> None:
+        lanes, extent = self.plan.lanes, vector.extent
+        whole = extent - extent % lanes
+        tail = extent - whole
+
+        def body(counter: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            self._passes()
+            return []
+
+        if blocks == 1:
+            if whole:
+                self.emitter.loop(vector, 0, whole, lanes, [], body, self._lanes(vector))
+            if tail:
+                self.emitter.loop(vector, whole, whole + 1, 1, [], body, self._lanes(vector, tail))
+            return
+        start = self.builder.mul(block, constant(I64, self.plan.block), flags=("nsw",))
+        stop = self.builder.add(start, constant(I64, self.plan.block), flags=("nsw",))
+        limit = constant(I64, whole)
+        inside = self.builder.icmp_signed("<", stop, limit)
+        stop = self.builder.select(inside, stop, limit)
+        always = whole > (blocks - 1) * self.plan.block
+
+        def main() -> None:
+            self.emitter.loop(vector, start, stop, lanes, [], body, self._lanes(vector))
+
+        if always:
+            main()
+        else:
+            self.emitter.when(self.builder.icmp_signed("<", start, limit), main)
+        if tail:
+            is_last = self.builder.icmp_signed("==", block, constant(I64, blocks - 1))
+
+            def rest() -> None:
+                self.emitter.loop(vector, whole, whole + 1, 1, [], body, self._lanes(vector, tail))
+
+            self.emitter.when(is_last, rest)
+
+    def _lanes(self, variable: Variable, active: int | None = None) -> Lanes | None:
+        return Lanes(variable, self.plan.lanes, active) if self.plan.lanes > 1 else None
+
+    def _passes(self) -> None:
+        for each in self.kernel.passes:
+            self._pass(each)
+
+    def _pass(self, each: Pass) -> None:
+        accumulators = [_Accumulator(r, self.emitter) for r in each.reductions]
+        inner = self.plan.vector is None and bool(each.variables) and self.plan.lanes > 1
+        lanes = self.plan.lanes if inner or self.emitter.lanes is not None else 0
+        carried = [value for a in accumulators for value in a.initial(lanes)]
+        finished = self._loops(each, list(each.variables), carried, accumulators, inner)
+        for accumulator in accumulators:
+            values, finished = finished[: accumulator.width], finished[accumulator.width :]
+            self.emitter.reduced[accumulator.reduction] = accumulator.finish(values, inner)
+
+    def _loops(
+        self, each: Pass, variables: list[Variable], carried: list[ir.Value], accumulators: list[_Accumulator], inner: bool
+    ) -> list[ir.Value]:
+        if not variables:
+            return self._body(each, carried, accumulators)
+        variable, rest = variables[0], variables[1:]
+
+        def body(counter: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+            return self._loops(each, rest, values, accumulators, inner)
+
+        if rest or not inner:
+            return self.emitter.loop(variable, 0, variable.extent, 1, carried, body)
+        lanes = self.plan.lanes
+        whole = variable.extent - variable.extent % lanes
+        if whole:
+            carried = self.emitter.loop(variable, 0, whole, lanes, carried, body, Lanes(variable, lanes))
+        tail = variable.extent - whole
+        if tail:
+            carried = self.emitter.loop(variable, whole, whole + 1, 1, carried, body, Lanes(variable, lanes, tail))
+        return carried
+
+    def _body(self, each: Pass, carried: list[ir.Value], accumulators: list[_Accumulator]) -> list[ir.Value]:
+        result: list[ir.Value] = []
+        for accumulator in accumulators:
+            values, carried = carried[: accumulator.width], carried[accumulator.width :]
+            result.extend(accumulator.step(values))
+        for store in each.stores:
+            self.emitter.store(store)
+        return result
+
+
+class _Accumulator:
+    """How one reduction is carried through its loops: one value, or value and position for argmax and argmin."""
+
+    def __init__(self, reduction: Reduction, emitter: Emitter):
+        self.reduction, self.emitter = reduction, emitter
+        self.arithmetic, self.builder = emitter.arithmetic, emitter.builder
+        self.dtype: DType = reduction.value.dtype.compute
+        self.positioned = reduction.position is not None
+        self.name = {
+            "reduce_sum": "add", "reduce_max": "maximum", "reduce_min": "minimum", "argmax": "maximum", "argmin": "minimum",
+        }[reduction.combine]  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        return 2 if self.positioned else 1
+
+    def initial(self, lanes: int) -> list[ir.Value]:
+        """What the loops start from; argmax starts at position -1, which any element beats."""
+        lowest, highest = dtypes.value_bounds(self.dtype)
+        identity = {"add": 0, "maximum": lowest, "minimum": highest}[self.name]
+        start = constant(register_type(self.dtype), identity, lanes)
+        return [start, constant(I64, -1, lanes)] if self.positioned else [start]
+
+    def step(self, carried: list[ir.Value]) -> list[ir.Value]:
+        """Take in the element at the current place of the loops."""
+        value = self.emitter.evaluate(self.reduction.value)
+        if lanes_of(carried[0]):
+            value = self.emitter.spread(value)
+        new = [value]
+        if self.positioned:
+            assert self.reduction.position is not None
+            position = self.emitter.evaluate(self.reduction.position)
+            new.append(self.emitter.spread(position) if lanes_of(carried[0]) else position)
+        combined = self._combine(carried, new)
+        active = self.emitter.active_mask()
+        if active is None or not lanes_of(carried[0]):
+            return combined
+        return [self.builder.select(active, a, b) for a, b in zip(combined, carried, strict=True)]
+
+    def _combine(self, old: list[ir.Value], new: list[ir.Value]) -> list[ir.Value]:
+        if not self.positioned:
+            if self.name == "add" and self.dtype.is_float:
+                return [self.builder.fadd(old[0], new[0], flags=("contract", "reassoc"))]
+            return [self.arithmetic.apply(self.name, [old[0], new[0]], self.dtype, self.dtype)]
+        better = self._better(old, new)
+        return [self.builder.select(better, b, a) for a, b in zip(old, new, strict=True)]
+
+    def _better(self, old: list[ir.Value], new: list[ir.Value]) -> ir.Value:
+        """Whether the new element wins: it is beyond the old one, or equal and earlier; NaN is beyond everything."""
+        b = self.builder
+        x, y = (new[0], old[0]) if self.name == "maximum" else (old[0], new[0])
+        beyond = self.arithmetic.compare("lt", y, x, self.dtype)
+        equal = self.arithmetic.compare("eq", x, y, self.dtype)
+        if self.dtype.is_float:
+            old_nan, new_nan = (b.fcmp_unordered("uno", v[0], v[0]) for v in (old, new))
+            beyond = b.or_(beyond, b.and_(new_nan, b.not_(old_nan)))
+            equal = b.or_(equal, b.and_(new_nan, old_nan))
+        # As unsigned numbers, position -1 (no element yet) comes after every other.
+        earlier = b.icmp_unsigned("<", new[1], old[1])
+        return b.or_(beyond, b.and_(equal, earlier))
+
+    def finish(self, values: list[ir.Value], across_lanes: bool) -> ir.Value:
+        """The result: after the loops, the lanes are combined by halving."""
+        lanes = lanes_of(values[0])
+        while across_lanes and lanes > 1:
+            lanes //= 2
+            low = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+            high = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes)))
+            halves = [
+                [self.builder.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), mask) for v in values]
+                for mask in (low, high)
+            ]
+            values = self._combine(*halves)
+        if across_lanes and lanes_of(values[0]):
+            values = [self.builder.extract_element(v, constant(I32, 0)) for v in values]
+        return values[1] if self.positioned else values[0]

@@ -1,0 +1,86 @@
+"""Convolutions become contractions of sliding windows, so that one contraction kernel serves them all.
+
+    conv_general(x: (N, C, *S), w: (O, C/g, *K))
+        pad        zeros at the borders and between elements (lhs_dilation)
+        window     (N, C, *P, *K): every place the kernel stands, a view that is never stored
+        reshape    (N, g, C/g, *P, *K) and (g, O/g, C/g, *K)
+        dot        over (C/g, *K), batched over g: (g, O/g, N, *P)
+        permute    (N, g, O/g, *P), reshaped to (N, O, *P)
+
+A window that is one element wide and moves by one is no window. When a group has one output channel (depthwise
+convolutions and both their gradients) a window element is used once, so packing it for a contraction could only
+cost: it is multiplied and summed instead, which vectorises over places. A single group of one output channel stays
+a contraction: it still shares the weights among all places.
+"""
+
+from __future__ import annotations
+
+from ..ir import Graph, Node, ops, rewrite
+from .rules import isolate_inputs
+
+
+def lower_convolutions(graph: Graph) -> Graph:
+    """The graph without conv_general."""
+    return rewrite(isolate_inputs(graph), _lower)
+
+
+def _lower(node: Node, inputs: tuple[Node, ...]) -> Node:
+    if node.op is not ops.conv_general:
+        return node if inputs == node.inputs else node.op(*inputs, **node.attributes)
+    x, w = inputs
+    windows = _windows(x, w.shape[2:], node)
+    groups = node.attributes["groups"]
+    if groups > 1 and groups == w.shape[0]:
+        return _multiply_and_sum(windows, w, node)
+    return _contract(windows, w, groups, node)
+
+
+def _windows(x: Node, kernel: tuple[int, ...], node: Node) -> Node:
+    """(N, C, *P, *K): what the kernel sees at every place."""
+    attributes, spatial = node.attributes, tuple(range(2, x.rank))
+    low = (0, 0, *(before for before, _ in attributes["padding"]))
+    high = (0, 0, *(after for _, after in attributes["padding"]))
+    interior = (0, 0, *(dilation - 1 for dilation in attributes["lhs_dilation"]))
+    if any((*low, *high, *interior)):
+        x = ops.pad(x, low=low, high=high, interior=interior, value=0.0 if x.dtype.is_float else 0)
+    if all(size == 1 for size in kernel) and all(stride == 1 for stride in attributes["strides"]):
+        return ops.reshape(x, shape=(*x.shape, *kernel))
+    strides, dilations = attributes["strides"], attributes["rhs_dilation"]
+    return ops.window(x, axes=spatial, sizes=kernel, strides=strides, dilations=dilations)
+
+
+def _contract(windows: Node, w: Node, groups: int, node: Node) -> Node:
+    batch, places, kernel = node.shape[0], node.shape[2:], w.shape[2:]
+    spatial = len(kernel)
+    if groups == 1:
+        product = ops.dot_general(
+            w,
+            windows,
+            lhs_batch=(),
+            rhs_batch=(),
+            lhs_contract=tuple(range(1, 2 + spatial)),
+            rhs_contract=(1, *range(2 + spatial, 2 + 2 * spatial)),
+        )
+        return ops.permute(product, axes=(1, 0, *range(2, 2 + spatial)))
+    outputs, channels = w.shape[0] // groups, w.shape[1]
+    product = ops.dot_general(
+        ops.reshape(w, shape=(groups, outputs, channels, *kernel)),
+        ops.reshape(windows, shape=(batch, groups, channels, *places, *kernel)),
+        lhs_batch=(0,),
+        rhs_batch=(1,),
+        lhs_contract=tuple(range(2, 3 + spatial)),
+        rhs_contract=(2, *range(3 + spatial, 3 + 2 * spatial)),
+    )
+    return ops.reshape(ops.permute(product, axes=(2, 0, 1, *range(3, 3 + spatial))), shape=node.shape)
+
+
+def _multiply_and_sum(windows: Node, w: Node, node: Node) -> Node:
+    """One output channel per group: (N, g, *P, C/g, *K) times (1, g, *1, C/g, *K), summed over (C/g, *K)."""
+    groups, channels, kernel = w.shape[0], w.shape[1], w.shape[2:]
+    batch, places, spatial = node.shape[0], node.shape[2:], len(w.shape) - 2
+    grouped = ops.reshape(windows, shape=(batch, groups, channels, *places, *kernel))
+    order = (0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial))
+    seen = ops.permute(grouped, axes=order)
+    weights = ops.reshape(w, shape=(1, groups, *(1,) * spatial, channels, *kernel))
+    product = seen * ops.broadcast(weights, shape=seen.shape)
+    return ops.reduce_sum(product, axes=tuple(range(2 + spatial, seen.rank)))

@@ -1,0 +1,258 @@
+"""Expansion: from a node and an index to the scalar expression that computes that element.
+
+Movement ops become index arithmetic here, so nothing is moved. Expansion stops at nodes that have memory (`Load`), at
+reductions (`Reduced`) and at the contraction a kernel is built around (`Accumulator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..ir import dtypes, ops
+from ..ir.graph import Node
+from . import index as indexing
+from .index import ZERO, FromData, Index, Variable
+from .loop_ir import (
+    Accumulator,
+    Apply,
+    Buffer,
+    Condition,
+    Guarded,
+    IndexValue,
+    Literal,
+    Load,
+    Reduced,
+    Reduction,
+    Value,
+)
+
+Indices = tuple[Index, ...]
+Guard = tuple[Condition, ...]
+
+
+class Illegal(Exception):
+    """These nodes cannot share a kernel; says why."""
+
+
+def nontrivial(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The extents other than 1."""
+    return tuple(extent for extent in shape if extent != 1)
+
+
+def spread(shape: tuple[int, ...], variables: tuple[Variable, ...]) -> Indices:
+    """An index tuple for `shape`: one variable for each extent other than 1, in order, and 0 elsewhere."""
+    remaining = iter(variables)
+    return tuple(ZERO if extent == 1 else indexing.of(next(remaining)) for extent in shape)
+
+
+def narrow(conditions: list[Condition]) -> Guard | None:
+    """The conditions that are not always true; None if one is never true."""
+    kept = []
+    for condition in conditions:
+        low, high = condition.index.bounds
+        if low >= condition.low and high < condition.high:
+            continue
+        if high < condition.low or low >= condition.high:
+            return None
+        kept.append(condition)
+    return tuple(kept)
+
+
+@dataclass
+class Expander:
+    """Expands nodes for one kernel.
+
+    `has_memory(node)`: the node is stored by another kernel or given from outside. `anchor`: a contraction whose
+    accumulator stands for it. `on_reduction(node, indices)` is told of every reduction reached (to check or find out
+    where it must be evaluated). `members`: nodes whose demands are recorded in `demands`.
+    """
+
+    has_memory: Callable[[Node], bool]
+    members: frozenset[Node] = frozenset()
+    anchor: Node | None = None
+    anchor_variables: tuple[Variable, ...] = ()
+    on_reduction: Callable[[Node, Indices], None] = lambda node, indices: None
+    outer: tuple[Variable, ...] = ()
+    buffers: dict[Node, Buffer] = field(default_factory=dict)
+    demands: dict[Node, list[tuple[Indices, Guard]]] = field(default_factory=dict)
+    reductions: dict[Node, Reduction] = field(default_factory=dict)
+    inner: dict[tuple[int, ...], tuple[Variable, ...]] = field(default_factory=dict)
+    anchor_demands: list[Indices] = field(default_factory=list)
+    _memo: dict[tuple[Node, Indices, Guard], Value] = field(default_factory=dict)
+
+    def buffer(self, node: Node) -> Buffer:
+        """The kernel argument that holds `node`."""
+        if node not in self.buffers:
+            self.buffers[node] = Buffer(len(self.buffers), node.dtype, node.size, node)
+        return self.buffers[node]
+
+    def inner_variables(self, extents: tuple[int, ...]) -> tuple[Variable, ...]:
+        """Variables for loops over `extents` inside the outer loops; the same for equal extents, so loops can merge."""
+        if extents not in self.inner:
+            group = len(self.inner)
+            self.inner[extents] = tuple(Variable(f"r{group}_{i}", n) for i, n in enumerate(extents))
+        return self.inner[extents]
+
+    def evaluations(self, node: Node) -> int:
+        """At how many different places `node` has been expanded."""
+        return sum(1 for key in self._memo if key[0] is node)
+
+    def counts(self) -> dict[Node, int]:
+        """How often each node has been expanded at a different place."""
+        result: dict[Node, int] = {}
+        for node, _, _ in self._memo:
+            result[node] = result.get(node, 0) + 1
+        return result
+
+    def expand(self, node: Node, indices: Indices, guard: Guard = ()) -> Value:
+        """The value of `node` at `indices`, needed only where `guard` holds."""
+        key = (node, indices, guard)
+        found = self._memo.get(key)
+        if found is None:
+            if node in self.members:
+                self.demands.setdefault(node, []).append((indices, guard))
+            found = self._expand(node, indices, guard)
+            self._memo[key] = found
+        return found
+
+    def _expand(self, node: Node, indices: Indices, guard: Guard) -> Value:
+        if node not in self.members and self.has_memory(node):
+            return Load(node.dtype.compute, self.buffer(node), indexing.flatten(indices, node.shape), guard)
+        if node is self.anchor:
+            self.anchor_demands.append(indices)
+            return Accumulator(node.dtype.compute, self.anchor_variables)
+        kind = node.op.kind
+        if kind == "movement":
+            return self._movement(node, indices, guard)
+        if kind in ("unary", "binary", "select", "convert"):
+            arguments = tuple(self.expand(child, indices, guard) for child in node.inputs)
+            return Apply(node.dtype, node.op.name, arguments, node.inputs[-1].dtype)
+        if kind == "reduce":
+            return self._reduce(node, indices)
+        return self._leaf(node, indices, guard)
+
+    def _leaf(self, node: Node, indices: Indices, guard: Guard) -> Value:
+        op = node.op
+        if op is ops.constant:
+            return Literal(node.dtype.compute, node.attributes["value"])
+        if op is ops.iota:
+            return IndexValue(node.dtype.compute, indices[node.attributes["axis"]])
+        if op is ops.random_bits:
+            key, counter = node.inputs
+            words = [self.expand(key, (indexing.constant(i),), ()) for i in (0, 1)]
+            position = IndexValue(dtypes.int64, indexing.flatten(indices, node.shape))
+            arguments = (*words, self.expand(counter, (), ()), position)
+            return Apply(dtypes.uint32, "random_bits", arguments, dtypes.uint32)
+        if op is ops.gather:
+            operand, places = node.inputs
+            value = self.expand(places, indices[: places.rank], guard)
+            row = indexing.of(FromData(value, operand.shape[0])) if operand.shape[0] > 1 else ZERO
+            return self.expand(operand, (row, *indices[places.rank :]), guard)
+        raise Illegal(f"{op.name} needs a kernel of its own")
+
+    def _reduce(self, node: Node, indices: Indices) -> Value:
+        if node not in self.members:
+            raise Illegal(f"{node.op.name} is not part of this kernel")
+        self.on_reduction(node, indices)
+        if node not in self.reductions:
+            operand = node.inputs[0]
+            axes = node.attributes["axes"] if "axes" in node.attributes else (node.attributes["axis"],)
+            extents = nontrivial(tuple(operand.shape[a] for a in axes))
+            variables = iter(self.inner_variables(extents))
+            remaining = iter(indices)
+            inside = tuple(
+                (ZERO if n == 1 else indexing.of(next(variables))) if a in axes else next(remaining)
+                for a, n in enumerate(operand.shape)
+            )
+            value = self.expand(operand, inside)
+            position = IndexValue(dtypes.int64, inside[axes[0]]) if node.op.name.startswith("arg") else None
+            self.reductions[node] = Reduction(node.op.name, node.dtype.compute, value, position)
+        return Reduced(node.dtype.compute, self.reductions[node], self.outer)
+
+    def _movement(self, node: Node, indices: Indices, guard: Guard) -> Value:
+        child, attributes, op = node.inputs[0], node.attributes, node.op
+        if op is ops.pad:
+            return self._pad(node, indices, guard)
+        if op is ops.concat:
+            return self._concat(node, indices, guard)
+        if op is ops.reshape:
+            if nontrivial(child.shape) == nontrivial(node.shape):
+                kept = iter(i for i, n in zip(indices, node.shape, strict=True) if n != 1)
+                moved = tuple(ZERO if n == 1 else next(kept) for n in child.shape)
+            else:
+                moved = indexing.unflatten(indexing.flatten(indices, node.shape), child.shape)
+        elif op is ops.permute:
+            positions = {axis: i for i, axis in enumerate(attributes["axes"])}
+            moved = tuple(indices[positions[a]] for a in range(child.rank))
+        elif op is ops.broadcast:
+            moved = tuple(ZERO if n == 1 else i for i, n in zip(indices, child.shape, strict=True))
+        elif op is ops.slice_:
+            moved = tuple(
+                i * step + start for i, start, step in zip(indices, attributes["starts"], attributes["steps"], strict=True)
+            )
+        elif op is ops.flip:
+            moved = tuple(
+                i * -1 + (n - 1) if a in attributes["axes"] else i
+                for a, (i, n) in enumerate(zip(indices, child.shape, strict=True))
+            )
+        elif op is ops.window:
+            inside = list(indices[: child.rank])
+            for position, axis in enumerate(attributes["axes"]):
+                offset = indices[child.rank + position] * attributes["dilations"][position]
+                inside[axis] = inside[axis] * attributes["strides"][position] + offset
+            moved = tuple(inside)
+        else:
+            raise Illegal(f"unknown movement op {op.name}")
+        return self.expand(child, moved, guard)
+
+    def _pad(self, node: Node, indices: Indices, guard: Guard) -> Value:
+        child = node.inputs[0]
+        conditions: list[Condition] = []
+        moved: list[Index] = []
+        low, interior = node.attributes["low"], node.attributes["interior"]
+        for index, extent, before, gap in zip(indices, child.shape, low, interior, strict=True):
+            shifted = index + -before
+            if gap:
+                conditions.append(Condition(shifted, 0, (extent - 1) * (gap + 1) + 1))
+                conditions.append(Condition(shifted % (gap + 1), 0, 1))
+                shifted = shifted // (gap + 1)
+            else:
+                conditions.append(Condition(shifted, 0, extent))
+            moved.append(shifted)
+        return self._guarded(child, tuple(moved), conditions, guard, Literal(node.dtype.compute, node.attributes["value"]))
+
+    def _concat(self, node: Node, indices: Indices, guard: Guard) -> Value:
+        axis = node.attributes["axis"]
+        parts = []
+        start = 0
+        for child in node.inputs:
+            extent = child.shape[axis]
+            if extent:
+                parts.append((child, start, extent))
+                start += extent
+        child, offset, _ = parts[-1]
+        result = None
+        for child, offset, extent in reversed(parts):
+            place = indices[axis] + -offset
+            moved = tuple(place if a == axis else i for a, i in enumerate(indices))
+            moved = tuple(ZERO if n == 1 else i for i, n in zip(moved, child.shape, strict=True))
+            result = self._guarded(child, moved, [Condition(place, 0, extent)], guard, result)
+        assert result is not None
+        return result
+
+    def _guarded(
+        self, child: Node, moved: Indices, conditions: list[Condition], guard: Guard, outside: Value | None
+    ) -> Value:
+        needed = narrow(conditions)
+        if needed is None:
+            # Nothing of the child is reached here; `outside` is None only for the last part of a concatenation,
+            # which is then not reached either.
+            return outside if outside is not None else Literal(child.dtype.compute, 0)
+        inside_guard = guard + tuple(c for c in needed if c not in guard)
+        inside = self.expand(child, moved, inside_guard)
+        if not needed or outside is None:
+            return inside
+        return Guarded(child.dtype.compute, needed, inside, outside)
+
+

@@ -1,0 +1,303 @@
+"""Loop IR: kernels as loops over scalar expressions, loads, stores and reductions.
+
+A loop kernel is
+
+    for outer variables (parallel):
+        for each pass, in order:
+            for the pass's own variables:
+                accumulate its reductions; do its stores
+
+where a pass without variables runs once per outer iteration. A contraction kernel is
+
+    for b, m, n (parallel, blocked):
+        accumulator = sum over k of left(b, m, k) * right(b, k, n)
+        stores of expressions of the accumulator, b, m and n
+
+Every value is an expression tree with sharing; which loop an expression is computed in follows from the variables it
+depends on, so code motion is not a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..ir.dtypes import DType
+from ..ir.graph import Node
+from . import index as indexing
+from .index import FromData, Index, Variable
+
+
+@dataclass(frozen=True)
+class Condition:
+    """low <= index < high."""
+
+    index: Index
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A scalar expression of type `dtype` (narrow floats mean their compute type after a load)."""
+
+    dtype: DType
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        """The values this one is computed from, those inside indices included."""
+        return ()
+
+    @cached_property
+    def indices(self) -> tuple[Index, ...]:
+        """The indices this value itself uses."""
+        return ()
+
+    @cached_property
+    def variables(self) -> frozenset[Variable]:
+        """The loop variables the value depends on."""
+        result: frozenset[Variable] = frozenset()
+        for index in self.indices:
+            result |= index.variables
+        for operand in self.operands:
+            result |= operand.variables
+        return result
+
+
+def _data_operands(indices: tuple[Index, ...]) -> tuple[Value, ...]:
+    found: list[Value] = []
+
+    def walk(index: Index) -> None:
+        for atom, _ in index.terms:
+            if isinstance(atom, FromData):
+                found.append(atom.value)
+            elif not isinstance(atom, Variable):
+                walk(atom.index)
+
+    for index in indices:
+        walk(index)
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Literal(Value):
+    """A constant."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class IndexValue(Value):
+    """An index as a number of type `dtype` (what `iota` computes)."""
+
+    index: Index
+
+    @cached_property
+    def indices(self) -> tuple[Index, ...]:
+        return (self.index,)
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        return _data_operands(self.indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Load(Value):
+    """buffer[index] where all of `guard` hold; any value (and no access) where not."""
+
+    buffer: Buffer
+    index: Index
+    guard: tuple[Condition, ...]
+
+    @cached_property
+    def indices(self) -> tuple[Index, ...]:
+        return (self.index, *(c.index for c in self.guard))
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        return _data_operands(self.indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Guarded(Value):
+    """`inside` where all conditions hold, else `outside`."""
+
+    conditions: tuple[Condition, ...]
+    inside: Value
+    outside: Value
+
+    @cached_property
+    def indices(self) -> tuple[Index, ...]:
+        return tuple(c.index for c in self.conditions)
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        return (self.inside, self.outside, *_data_operands(self.indices))
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Value):
+    """An elementwise op, by the name it has in the op table, on scalars."""
+
+    name: str
+    arguments: tuple[Value, ...]
+    # dtype the op computes in where it differs from the result's: comparisons and casts.
+    argument_dtype: DType
+
+    @cached_property
+    def operands(self) -> tuple[Value, ...]:
+        return self.arguments
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced(Value):
+    """The result of a reduction of an earlier pass, at the current outer iteration."""
+
+    reduction: Reduction
+    outer: tuple[Variable, ...]
+
+    @cached_property
+    def variables(self) -> frozenset[Variable]:
+        return frozenset(self.outer)
+
+
+@dataclass(frozen=True, eq=False)
+class Accumulator(Value):
+    """The finished accumulator of a contraction at (b, m, n)."""
+
+    at: tuple[Variable, ...]
+
+    @cached_property
+    def variables(self) -> frozenset[Variable]:
+        return frozenset(self.at)
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """An array in memory: one argument of a kernel. `node` is whose value it holds (not part of the kernel's text)."""
+
+    position: int
+    dtype: DType
+    size: int
+    node: Node = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """combine(value over the pass's variables); `combine` is the op's name: reduce_sum, ..., argmin."""
+
+    combine: str
+    dtype: DType
+    value: Value
+    # For argmax and argmin: the position reduced over, as a number.
+    position: Value | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """buffer[index] = value, or += value where `accumulate`. Done where all of `guard` hold."""
+
+    buffer: Buffer
+    index: Index
+    value: Value
+    accumulate: bool = False
+    guard: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A loop nest over `variables` inside the outer loops."""
+
+    variables: tuple[Variable, ...]
+    reductions: tuple[Reduction, ...]
+    stores: tuple[Store, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LoopKernel:
+    """Outer parallel loops around passes in order."""
+
+    buffers: tuple[Buffer, ...]
+    outer: tuple[Variable, ...]
+    passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ContractionKernel:
+    """accumulator[b, m, n] = sum_k left[b, m, k] * right[b, k, n], then `stores`."""
+
+    buffers: tuple[Buffer, ...]
+    batch: Variable
+    rows: Variable
+    columns: Variable
+    depth: Variable
+    left: Value
+    right: Value
+    element: DType
+    stores: tuple[Store, ...]
+
+
+Kernel = LoopKernel | ContractionKernel
+
+
+class Substitution:
+    """Replaces loop variables in values and indices, keeping shared values shared."""
+
+    def __init__(self, mapping: Mapping[Variable, Index], reductions: Mapping[Reduction, Reduction] | None = None):
+        self.mapping = mapping
+        self.reductions = dict(reductions or {})
+        self._values: dict[Value, Value] = {}
+
+    def index(self, index: Index) -> Index:
+        return indexing.substitute(index, self.mapping, self._data)
+
+    def _data(self, atom: FromData) -> Index:
+        return indexing.of(FromData(self.value(atom.value), atom.extent))
+
+    def condition(self, condition: Condition) -> Condition:
+        return Condition(self.index(condition.index), condition.low, condition.high)
+
+    def guard(self, guard: tuple[Condition, ...]) -> tuple[Condition, ...]:
+        return tuple(self.condition(c) for c in guard)
+
+    def value(self, value: Value) -> Value:
+        if value not in self._values:
+            self._values[value] = self._replace(value)
+        return self._values[value]
+
+    def _replace(self, value: Value) -> Value:
+        if isinstance(value, IndexValue):
+            return IndexValue(value.dtype, self.index(value.index))
+        if isinstance(value, Load):
+            return Load(value.dtype, value.buffer, self.index(value.index), self.guard(value.guard))
+        if isinstance(value, Guarded):
+            return Guarded(value.dtype, self.guard(value.conditions), self.value(value.inside), self.value(value.outside))
+        if isinstance(value, Apply):
+            return Apply(value.dtype, value.name, tuple(map(self.value, value.arguments)), value.argument_dtype)
+        if isinstance(value, Reduced):
+            return Reduced(value.dtype, self.reductions.get(value.reduction, value.reduction), self._variables(value.outer))
+        if isinstance(value, Accumulator):
+            return Accumulator(value.dtype, self._variables(value.at))
+        return value
+
+    def _variables(self, old: tuple[Variable, ...]) -> tuple[Variable, ...]:
+        found: dict[Variable, None] = {}
+        for variable in old:
+            if variable in self.mapping:
+                found.update(dict.fromkeys(self.mapping[variable].variables))
+            else:
+                found[variable] = None
+        return tuple(found)
+
+    def reduction(self, reduction: Reduction) -> Reduction:
+        position = None if reduction.position is None else self.value(reduction.position)
+        new = Reduction(reduction.combine, reduction.dtype, self.value(reduction.value), position)
+        self.reductions[reduction] = new
+        return new
+
+    def store(self, store: Store) -> Store:
+        return Store(
+            store.buffer, self.index(store.index), self.value(store.value), store.accumulate, self.guard(store.guard)
+        )

@@ -1,0 +1,398 @@
+"""Lowering: from a set of nodes that share a kernel to the kernel's loop IR, or a reason why they cannot share one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..ir import dtypes, ops
+from ..ir.graph import Node
+from . import index as indexing
+from .expand import Expander, Illegal, Indices, nontrivial, spread
+from .index import ZERO, FloorDivision, FromData, Index, Remainder, Variable
+from .loop_ir import (
+    Apply,
+    ContractionKernel,
+    IndexValue,
+    Kernel,
+    Literal,
+    LoopKernel,
+    Pass,
+    Reduced,
+    Reduction,
+    Store,
+    Value,
+)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel, and how often each node inside it is computed at a different place (1: never recomputed)."""
+
+    kernel: Kernel
+    counts: dict[Node, int]
+
+
+def lower(members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool]) -> Lowered:
+    """The kernel that computes `members` together and stores `outputs` (a subset of them, in that order).
+
+    `has_memory(node)`: the node can be loaded because the caller or another kernel stored it. Raises Illegal.
+    """
+    contractions = [m for m in members if m.op is ops.dot_general]
+    scatters = [m for m in members if m.op is ops.scatter_add]
+    if len(contractions) + len(scatters) > 1:
+        raise Illegal("two contractions or scatters")
+    if scatters:
+        if len(members) > 1:
+            raise Illegal("a scatter_add has a kernel of its own")
+        return _lower_scatter(scatters[0], has_memory)
+    if contractions:
+        return _lower_contraction(contractions[0], members, outputs, has_memory)
+    return _Loops(members, outputs, has_memory).lower()
+
+
+# Where members are evaluated
+
+
+def _solve(equations: list[tuple[Index, Index]], unknowns: Sequence[Variable]) -> dict[Variable, Index]:
+    """Indices for some of the unknowns so that left(unknowns) == right for every equation, or Illegal.
+
+    Handles what reshapes and permutations make of indices: a side is one variable, a mixed-radix number of several
+    variables, or a digit of one. Equations are verified after solving.
+    """
+    solution: dict[Variable, Index] = {}
+    digits: dict[Variable, dict[int, Index]] = {}
+    for left, right in equations:
+        for atom, coefficient in left.terms:
+            if isinstance(atom, Variable):
+                digit = right // coefficient
+                bigger = [c for _, c in left.terms if c > coefficient]
+                if bigger:
+                    digit = digit % atom.extent
+                solution.setdefault(atom, digit)
+                continue
+            divisor = 1
+            inner: Index = Index(((atom, 1),))
+            if isinstance(atom, Remainder):
+                inner = atom.index
+            if len(inner.terms) == 1 and isinstance(inner.terms[0][0], FloorDivision):
+                division = inner.terms[0][0]
+                divisor, inner = division.divisor, division.index
+            variable = inner.single_variable()
+            if variable is None or coefficient != 1:
+                raise Illegal("an index that cannot be inverted")
+            digits.setdefault(variable, {})[divisor] = right
+    for variable, parts in digits.items():
+        total = ZERO
+        for divisor, part in parts.items():
+            total = total + part * divisor
+        solution.setdefault(variable, total)
+    if any(v not in unknowns for v in solution):
+        raise Illegal("an index depends on a loop that is not the member's own")
+
+    def no_data(atom: FromData) -> Index:
+        raise Illegal("an index read from data")
+
+    for left, right in equations:
+        if indexing.substitute(left, solution, no_data) != right:
+            raise Illegal("indices do not line up")
+    return solution
+
+
+def _place_from(variables: Sequence[Variable], node: Node, solution: dict[Variable, Index]) -> Indices:
+    remaining = iter(variables)
+    place = []
+    for extent in node.shape:
+        variable = None if extent == 1 else next(remaining)
+        place.append(ZERO if variable is None else solution.get(variable, indexing.of(variable)))
+    return tuple(place)
+
+
+def _require_bijection(place: Indices, node: Node, available: frozenset[Variable]) -> None:
+    """Illegal unless the place visits every element of `node` exactly once."""
+    used: frozenset[Variable] = frozenset()
+    for index in place:
+        used |= index.variables
+    if not used <= available:
+        raise Illegal("a place that uses loops of another nest")
+    if math.prod(v.extent for v in used) != node.size:
+        raise Illegal("a place that does not visit every element once")
+
+
+def _fresh(node: Node, prefix: str) -> tuple[Variable, ...]:
+    return tuple(Variable(f"{prefix}{i}", n) for i, n in enumerate(nontrivial(node.shape)))
+
+
+# Loop kernels
+
+
+class _Loops:
+    """Lowers members without a contraction to outer loops and passes."""
+
+    def __init__(self, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool]):
+        self.members, self.outputs, self.has_memory = members, outputs, has_memory
+        self.reducing = [m for m in members if m.op.kind == "reduce"]
+        first = self.reducing[0] if self.reducing else members[0]
+        self.outer_extents = nontrivial(first.shape)
+        self.outer = tuple(Variable(f"o{i}", n) for i, n in enumerate(self.outer_extents))
+        self.places: dict[Node, Indices] = {}
+        self.expander = Expander(
+            has_memory, frozenset(members), on_reduction=self._check_reduction, outer=self.outer
+        )
+
+    def _check_reduction(self, node: Node, indices: Indices) -> None:
+        if self.places[node] != indices:
+            raise Illegal(f"{node.op.name} is needed at another place than where it is computed")
+
+    def lower(self) -> Lowered:
+        self._place_rows()
+        self._place_full()
+        stores = [self._store(node) for node in self.outputs]
+        passes = _arrange(list(self.expander.reductions.values()), stores, self.expander, self.outer)
+        buffers = tuple(self.expander.buffers.values())
+        return Lowered(LoopKernel(buffers, self.outer, passes), self.expander.counts())
+
+    def _place_rows(self) -> None:
+        """Members of the outer shape are evaluated once per outer iteration."""
+        for node in self.members:
+            if nontrivial(node.shape) == self.outer_extents:
+                self.places[node] = spread(node.shape, self.outer)
+            elif node.op.kind == "reduce":
+                raise Illegal("reductions to different shapes")
+        for node in self.reducing:
+            self.expander.expand(node, self.places[node])
+
+    def _place_full(self) -> None:
+        """The other members are evaluated in loops inside, where reductions need them or where they need reductions."""
+        unplaced = [m for m in self.members if m not in self.places]
+        if unplaced and not self.reducing:
+            raise Illegal("elementwise members of different shapes")
+        for node in unplaced:
+            if node not in self.outputs:
+                continue
+            place = self._demanded_place(node) or self._probed_place(node)
+            available = frozenset(self.outer)
+            for variables in self.expander.inner.values():
+                available |= frozenset(variables)
+            _require_bijection(place, node, available)
+            if not frozenset(self.outer) <= frozenset(v for i in place for v in i.variables):
+                raise Illegal("a member that does not depend on every outer loop")
+            self.places[node] = place
+
+    def _demanded_place(self, node: Node) -> Indices | None:
+        for place, guard in self.expander.demands.get(node, ()):
+            plain = all(i == ZERO or i.single_variable() is not None for i in place)
+            if plain and not guard and math.prod(v.extent for i in place for v in i.variables) == node.size:
+                return place
+        return None
+
+    def _probed_place(self, node: Node) -> Indices:
+        variables = _fresh(node, "x")
+        equations: list[tuple[Index, Index]] = []
+
+        def note(reduction: Node, indices: Indices) -> None:
+            equations.extend(zip(indices, self.places[reduction], strict=True))
+
+        probe = Expander(self.has_memory, frozenset(self.members), on_reduction=note, outer=self.outer)
+        probe.expand(node, spread(node.shape, variables))
+        if not equations:
+            raise Illegal("nothing ties a member to the reductions")
+        solution = _solve([e for e in equations if not e[0].is_constant or not e[1].is_constant], variables)
+        free = tuple(v for v in variables if v not in solution)
+        inner = self.expander.inner_variables(tuple(v.extent for v in free))
+        solution.update({v: indexing.of(w) for v, w in zip(free, inner, strict=True)})
+        return _place_from(variables, node, solution)
+
+    def _store(self, node: Node) -> Store:
+        place = self.places[node]
+        value = self.expander.expand(node, place)
+        return Store(self.expander.buffer(node), indexing.flatten(place, node.shape), value)
+
+
+def _arrange(
+    reductions: list[Reduction], stores: list[Store], expander: Expander, outer: tuple[Variable, ...]
+) -> tuple[Pass, ...]:
+    """Group reductions and stores into as few passes as their dependencies allow."""
+    levels: dict[Value, int] = {}
+
+    def level(root: Value) -> int:
+        stack = [root]
+        while stack:
+            value = stack[-1]
+            if value in levels:
+                stack.pop()
+                continue
+            below = [value.reduction.value] if isinstance(value, Reduced) else list(value.operands)
+            missing = [v for v in below if v not in levels]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            deepest = max((levels[v] for v in below), default=0)
+            levels[value] = deepest + 1 if isinstance(value, Reduced) else deepest
+        return levels[root]
+
+    loops = {v: group for group in expander.inner.values() for v in group}
+
+    def nest(value_variables: frozenset[Variable]) -> tuple[Variable, ...]:
+        inside = value_variables - frozenset(outer)
+        groups = {loops[v] for v in inside}
+        if len(groups) > 1:
+            raise Illegal("a store in two loop nests at once")
+        return groups.pop() if groups else ()
+
+    passes: dict[tuple[int, tuple[Variable, ...]], tuple[list[Reduction], list[Store]]] = {}
+    variables_of = {id(r): v for r, v in _reduction_loops(expander)}
+    for reduction in reductions:
+        key = (level(reduction.value), variables_of[id(reduction)])
+        passes.setdefault(key, ([], []))[0].append(reduction)
+    for store in stores:
+        depth = level(store.value)
+        variables = nest(store.index.variables | store.value.variables)
+        joinable = [k for k in passes if k[0] >= depth and k[1] == variables]
+        key = min(joinable, default=(depth, variables), key=lambda k: k[0])
+        passes.setdefault(key, ([], []))[1].append(store)
+    ordered = sorted(passes, key=lambda k: (k[0], not passes[k][0]))
+    return tuple(Pass(key[1], tuple(passes[key][0]), tuple(passes[key][1])) for key in ordered)
+
+
+def _reduction_loops(expander: Expander) -> list[tuple[Reduction, tuple[Variable, ...]]]:
+    result = []
+    for node, reduction in expander.reductions.items():
+        axes = node.attributes["axes"] if "axes" in node.attributes else (node.attributes["axis"],)
+        extents = nontrivial(tuple(node.inputs[0].shape[a] for a in axes))
+        result.append((reduction, expander.inner_variables(extents)))
+    return result
+
+
+# Scatters
+
+
+def _lower_scatter(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
+    """Zero the result, then add the updates row by row in order; the axes of a row are parallel."""
+    indices, updates = node.inputs
+    rest = updates.shape[indices.rank :]
+    outer = tuple(Variable(f"o{i}", n) for i, n in enumerate(nontrivial(rest)))
+    row = Variable("r0_0", node.shape[0])
+    expander = Expander(has_memory, outer=outer)
+    columns = spread(rest, outer)
+    clear_index = indexing.flatten((indexing.of(row), *columns), node.shape)
+    extents = nontrivial(indices.shape)
+    places = tuple(Variable(f"r1_{i}", n) for i, n in enumerate(extents))
+    position = spread(indices.shape, places)
+    target = expander.expand(indices, position)
+    update = expander.expand(updates, (*position, *columns))
+    bounds = [Literal(indices.dtype, 0), Literal(indices.dtype, node.shape[0])]
+    inside = Apply(dtypes.bool_, "le", (bounds[0], target), indices.dtype)
+    if node.shape[0] <= dtypes.value_bounds(indices.dtype)[1]:
+        below = Apply(dtypes.bool_, "lt", (target, bounds[1]), indices.dtype)
+        inside = Apply(dtypes.bool_, "and", (inside, below), dtypes.bool_)
+    kept = Apply(updates.dtype, "where", (inside, update, Literal(updates.dtype, 0)), updates.dtype)
+    where = indexing.of(FromData(target, node.shape[0])) if node.shape[0] > 1 else ZERO
+    buffer = expander.buffer(node)
+    zero = Store(buffer, clear_index, Literal(node.dtype, 0))
+    add = Store(buffer, indexing.flatten((where, *columns), node.shape), kept, accumulate=True)
+    clear = Pass((row,) if row.extent != 1 else (), (), (zero,))
+    passes = (clear, Pass(places, (), (add,)))
+    return Lowered(LoopKernel(tuple(expander.buffers.values()), outer, passes), expander.counts())
+
+
+# Contractions
+
+
+def _lower_contraction(
+    node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool]
+) -> Lowered:
+    """Vectors run along the columns, so the side whose free axes the result has last becomes the columns."""
+    lowered = _contract(node, members, outputs, has_memory, swapped=False)
+    kernel = lowered.kernel
+    assert isinstance(kernel, ContractionKernel)
+    strides = dict(kernel.stores[0].index.terms) if kernel.stores else {}
+    if kernel.columns.extent == 1 or (strides.get(kernel.columns) != 1 and strides.get(kernel.rows) == 1):
+        if kernel.rows.extent > 1:
+            return _contract(node, members, outputs, has_memory, swapped=True)
+    return lowered
+
+
+def _contract(
+    node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], swapped: bool
+) -> Lowered:
+    lhs = _Side.of(node, 0)
+    rhs = _Side.of(node, 1)
+    left, right = (rhs, lhs) if swapped else (lhs, rhs)
+    batch = Variable("b", math.prod(lhs.extents(lhs.batch)))
+    rows = Variable("m", math.prod(left.extents(left.free)))
+    columns = Variable("n", math.prod(right.extents(right.free)))
+    depth = Variable("k", math.prod(lhs.extents(lhs.contract)))
+    in_batch = indexing.unflatten(indexing.of(batch), lhs.extents(lhs.batch))
+    in_depth = indexing.unflatten(indexing.of(depth), lhs.extents(lhs.contract))
+    in_rows = indexing.unflatten(indexing.of(rows), left.extents(left.free))
+    in_columns = indexing.unflatten(indexing.of(columns), right.extents(right.free))
+    own = (*in_batch, *in_columns, *in_rows) if swapped else (*in_batch, *in_rows, *in_columns)
+
+    variables = (batch, rows, columns)
+    everywhere = frozenset(v for v in variables if v.extent != 1)
+    inside = frozenset(members)
+    expander = Expander(has_memory, inside, anchor=node, anchor_variables=variables)
+    value_left = expander.expand(left.node, left.indices(in_batch, in_depth, in_rows))
+    value_right = expander.expand(right.node, right.indices(in_batch, in_depth, in_columns))
+    if expander.anchor_demands or expander.demands.keys() - {node}:
+        raise Illegal("an operand of the contraction depends on its result")
+    stores = []
+    for output in outputs:
+        place = own if output is node else _epilogue_place(output, node, own, inside, has_memory)
+        _require_bijection(place, output, everywhere)
+        value = expander.expand(output, place)
+        stores.append(Store(expander.buffer(output), indexing.flatten(place, output.shape), value))
+    if any(demand != own for demand in expander.anchor_demands):
+        raise Illegal("the contraction's result is needed at another place")
+    kernel = ContractionKernel(
+        tuple(expander.buffers.values()), batch, rows, columns, depth, value_left, value_right, node.dtype.compute,
+        tuple(stores),
+    )  # fmt: skip
+    return Lowered(kernel, expander.counts())
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One operand of a contraction and the roles of its axes."""
+
+    node: Node
+    batch: Sequence[int]
+    contract: Sequence[int]
+    free: Sequence[int]
+
+    @staticmethod
+    def of(contraction: Node, position: int) -> _Side:
+        """The left (0) or right (1) operand of a dot_general."""
+        node, name = contraction.inputs[position], ("lhs", "rhs")[position]
+        batch = contraction.attributes[f"{name}_batch"]
+        contract = contraction.attributes[f"{name}_contract"]
+        return _Side(node, batch, contract, tuple(a for a in range(node.rank) if a not in batch and a not in contract))
+
+    def extents(self, axes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.node.shape[a] for a in axes)
+
+    def indices(self, batch: Indices, depth: Indices, free: Indices) -> Indices:
+        places = dict(zip((*self.batch, *self.contract, *self.free), (*batch, *depth, *free), strict=True))
+        return tuple(places[a] for a in range(self.node.rank))
+
+
+def _epilogue_place(
+    output: Node, anchor: Node, own: Indices, members: frozenset[Node], has_memory: Callable[[Node], bool]
+) -> Indices:
+    variables = _fresh(output, "x")
+
+    def refuse(reduction: Node, indices: Indices) -> None:
+        raise Illegal("a reduction in the epilogue of a contraction")
+
+    probe = Expander(has_memory, members, anchor=anchor, on_reduction=refuse)
+    probe.expand(output, spread(output.shape, variables))
+    if not probe.anchor_demands:
+        raise Illegal("a member that does not depend on the contraction")
+    demand = probe.anchor_demands[0]
+    solution = _solve(list(zip(demand, own, strict=True)), variables)
+    return _place_from(variables, output, solution)
+
+

@@ -1,0 +1,147 @@
+"""Loop IR as text: a canonical form that is equal for structurally equal kernels, and what `key`s the kernel cache.
+
+    kernel(%0: float32[640] in, %1: float32[64] out) {
+      parallel o0 < 64 {
+        for r0_0 < 10 {
+          v0 = load %0[10*o0 + r0_0] : float32
+          v1 = exp(v0) : float32
+          s0 = reduce_sum v1
+        }
+        once {
+          v2 = result s0 : float32
+          store %1[o0] = v2
+        }
+      }
+    }
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..ir.text import format_value
+from .index import format_index
+from .loop_ir import (
+    Accumulator,
+    Apply,
+    Condition,
+    ContractionKernel,
+    Guarded,
+    IndexValue,
+    Kernel,
+    Literal,
+    Load,
+    LoopKernel,
+    Reduced,
+    Reduction,
+    Store,
+    Value,
+)
+
+
+def print_kernel(kernel: Kernel) -> str:
+    """The kernel as text."""
+    return _Printer().kernel(kernel)
+
+
+class _Printer:
+    def __init__(self) -> None:
+        self.numbers: dict[Value, int] = {}
+        self.reductions: dict[Reduction, int] = {}
+        self.lines: list[str] = []
+        self.indent = "  "
+
+    def line(self, text: str) -> None:
+        self.lines.append(self.indent + text)
+
+    def kernel(self, kernel: Kernel) -> str:
+        written = {s.buffer for s in _stores(kernel)}
+        buffers = ", ".join(
+            f"%{b.position}: {b.dtype}[{b.size}] {'out' if b in written else 'in'}" for b in kernel.buffers
+        )
+        header = f"kernel({buffers}) {{"
+        if isinstance(kernel, LoopKernel):
+            self._loops(kernel)
+        else:
+            self._contraction(kernel)
+        return "\n".join([header, *self.lines, "}"]) + "\n"
+
+    def _open(self, text: str) -> None:
+        self.line(text + " {")
+        self.indent += "  "
+
+    def _close(self) -> None:
+        self.indent = self.indent[:-2]
+        self.line("}")
+
+    def _loops(self, kernel: LoopKernel) -> None:
+        outer = ", ".join(f"{v.name} < {v.extent}" for v in kernel.outer)
+        self._open(f"parallel {outer}".rstrip())
+        for each in kernel.passes:
+            loops = ", ".join(f"{v.name} < {v.extent}" for v in each.variables)
+            self._open(f"for {loops}" if loops else "once")
+            for reduction in each.reductions:
+                value = self.value(reduction.value)
+                position = f" at {self.value(reduction.position)}" if reduction.position is not None else ""
+                self.reductions[reduction] = len(self.reductions)
+                self.line(f"s{self.reductions[reduction]} = {reduction.combine} {value}{position} : {reduction.dtype}")
+            for store in each.stores:
+                self._store(store)
+            self._close()
+        self._close()
+
+    def _contraction(self, kernel: ContractionKernel) -> None:
+        loops = ", ".join(f"{v.name} < {v.extent}" for v in (kernel.batch, kernel.rows, kernel.columns))
+        self._open(f"contract {loops} over {kernel.depth.name} < {kernel.depth.extent} in {kernel.element}")
+        self.line(f"left {self.value(kernel.left)}")
+        self.line(f"right {self.value(kernel.right)}")
+        for store in kernel.stores:
+            self._store(store)
+        self._close()
+
+    def _store(self, store: Store) -> None:
+        value = self.value(store.value)
+        sign = "+=" if store.accumulate else "="
+        index = format_index(store.index, self.value)
+        self.line(f"store %{store.buffer.position}[{index}] {sign} {value}{self._guard(store.guard)}")
+
+    def _conditions(self, conditions: tuple[Condition, ...]) -> str:
+        return ", ".join(f"{c.low} <= {format_index(c.index, self.value)} < {c.high}" for c in conditions)
+
+    def _guard(self, guard: tuple[Condition, ...]) -> str:
+        return f" if {self._conditions(guard)}" if guard else ""
+
+    def value(self, value: Value) -> str:
+        """The name of `value`, printing its definition first if this is its first use."""
+        if value not in self.numbers:
+            for operand in value.operands:
+                self.value(operand)
+            text = self._definition(value)
+            self.numbers[value] = len(self.numbers)
+            self.line(f"v{self.numbers[value]} = {text} : {value.dtype}")
+        return f"v{self.numbers[value]}"
+
+    def _definition(self, value: Value) -> str:
+        if isinstance(value, Literal):
+            return f"literal {format_value(value.value)}"
+        if isinstance(value, IndexValue):
+            return f"index {format_index(value.index, self.value)}"
+        if isinstance(value, Load):
+            return f"load %{value.buffer.position}[{format_index(value.index, self.value)}]{self._guard(value.guard)}"
+        if isinstance(value, Guarded):
+            inside, outside = self.value(value.inside), self.value(value.outside)
+            return f"select {inside} else {outside}{self._guard(value.conditions)}"
+        if isinstance(value, Apply):
+            arguments = ", ".join(map(self.value, value.arguments))
+            return f"{value.name}({arguments}) of {value.argument_dtype}"
+        if isinstance(value, Reduced):
+            return f"result s{self.reductions[value.reduction]}"
+        if isinstance(value, Accumulator):
+            return "accumulator"
+        raise TypeError(f"text.print_kernel: unknown value {type(value).__name__}")
+
+
+def _stores(kernel: Kernel) -> Iterable[Store]:
+    if isinstance(kernel, ContractionKernel):
+        return kernel.stores
+    return [store for each in kernel.passes for store in each.stores]

@@ -1,0 +1,127 @@
+"""Checkpoints: trees of tensors in safetensors files, whose keys are the trees' paths.
+
+Files hold numbers and nothing that could run, load in any safetensors library, and are replaced as a whole: a save that
+is interrupted leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kaun import nx, ptree
+from kaun.compiler.ir import dtypes
+from kaun.compiler.ir.dtypes import DType
+from kaun.ptree import Tree
+
+Path = str | os.PathLike[str]
+
+# The names of dtypes in the file format.
+_FILE_DTYPES: dict[str, DType] = {
+    "F64": dtypes.float64, "F32": dtypes.float32, "F16": dtypes.float16, "BF16": dtypes.bfloat16,
+    "I64": dtypes.int64, "I32": dtypes.int32, "I16": dtypes.int16, "I8": dtypes.int8,
+    "U64": dtypes.uint64, "U32": dtypes.uint32, "U16": dtypes.uint16, "U8": dtypes.uint8, "BOOL": dtypes.bool_,
+}  # fmt: skip
+
+
+def save(path: Path, tree: Tree, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the leaves of `tree` to `path`, each under its path ("0.weight"); `metadata` goes into the header.
+
+    Atomic: written beside `path`, flushed to the disk, then moved there. Missing folders are made. ValueError for a
+    tree that is itself a single tensor (its path, the empty string, is no name), TypeError for what is no tree; OSError
+    if the file cannot be written, in which case whatever was at `path` is still there.
+    """
+    named = ptree.flatten_with_paths(tree)
+    if any(not name for name, _ in named):
+        raise ValueError("checkpoint.save: got a single tensor, which has no path; wrap it in a Dict to name it")
+    tensors = [nx.asarray(leaf) for _, leaf in named]
+    nx.realize(*tensors)
+    arrays = {
+        name: np.ascontiguousarray(tensor.numpy()) for (name, _), tensor in zip(named, tensors, strict=True)
+    }
+    data = safetensors.numpy.save(arrays, metadata=dict(metadata) if metadata else None)
+    _replace(os.fspath(path), data)
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Make `data` the content of `path`, all or nothing."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.partial")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename in `folder` survive a power failure, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path, *, like: Tree) -> Tree:
+    """The tree of `like`'s structure, shapes and dtypes with the values in the file.
+
+    Keys of the file that `like` does not have are ignored, and are not read; tensors of another dtype are converted.
+    ValueError that names the key if one is missing or has another shape, and for a file that is no safetensors file or
+    is cut short; OSError (FileNotFoundError, PermissionError) if it cannot be read.
+    """
+    name = os.fspath(path)
+    template = ptree.flatten_with_paths(like)
+    with _opened(name) as file:
+        keys = set(file.keys())
+        missing = [key for key, _ in template if key not in keys]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"checkpoint.load: {name} has no `{missing[0]}`{others}; it has {_some(keys)}")
+        leaves = [_read(name, file, key, leaf) for key, leaf in template]
+    return ptree.structure(like)(leaves)
+
+
+def _opened(name: str) -> Any:
+    # The library reports a missing or unreadable file in ways that differ between its versions; opening it first
+    # raises Python's own error.
+    with open(name, "rb"):
+        pass
+    try:
+        return safetensors.safe_open(name, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"checkpoint.load: {name} is not a whole safetensors file: {error}") from error
+
+
+def _read(name: str, file: Any, key: str, like: Any) -> nx.Tensor:
+    stored = file.get_slice(key)
+    shape, dtype = tuple(stored.get_shape()), _FILE_DTYPES.get(stored.get_dtype())
+    if shape != tuple(like.shape):
+        raise ValueError(
+            f"checkpoint.load: `{key}` in {name} has shape {list(shape)}, expected {list(like.shape)}"
+        )
+    if dtype is None:
+        raise ValueError(f"checkpoint.load: `{key}` in {name} has the unsupported dtype {stored.get_dtype()}")
+    tensor = nx.asarray(file.get_tensor(key))
+    wanted = dtypes.of(like.dtype)
+    return tensor if tensor.dtype is wanted else nx.astype(tensor, wanted)
+
+
+def _some(keys: set[str]) -> str:
+    shown = ", ".join(f"`{key}`" for key in sorted(keys)[:8])
+    return (shown or "nothing") + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")

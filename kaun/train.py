@@ -1,0 +1,291 @@
+"""Training: a model and an optimizer as one compiled step, and the loop around it.
+
+A step is forward pass, loss, gradients, optimizer and new state in one compiled function. It is traced once for each
+trainer, kind of input and loss, where losses that differ only in the tensors they captured are the same: a fresh
+closure per batch costs no new trace (see `kaun.closure`). A loss is therefore a pure function: what else it does, such
+as printing, happens when it is traced.
+
+The random numbers of a step follow from the state alone, its key and its number of steps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from kaun import jit, nx, optim, ptree
+from kaun import layer as layers
+from kaun.closure import Captured, capture
+from kaun.compiler.ir import ops, source
+from kaun.compiler.ir.dtypes import DType, float32, int32, uint32
+from kaun.context import Context
+from kaun.gradients import value_and_grad
+from kaun.layer import Layer, Vars
+from kaun.nx import Tensor
+from kaun.optim import Transformation
+from kaun.optim.apply import host_rates, traced_step
+from kaun.progress import Bar
+from kaun.ptree import Tree
+
+Loss = Callable[..., Tensor]
+
+# Compiled steps a trainer remembers; losses that cannot be told apart by their structure would fill memory otherwise.
+_MOST_STEPS = 64
+
+
+class EarlyStop(Exception):  # noqa: N818
+    """Raise it in `report` to end `fit`, which then returns the state it has reached."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """A model and its optimizer, and the steps compiled for them."""
+
+    model: Layer
+    optimizer: Transformation
+    _compiled: OrderedDict[Hashable, jit.Function] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    def _remembered(self, key: Hashable, make: Callable[[], jit.Function]) -> jit.Function:
+        found = self._compiled.get(key)
+        if found is None:
+            found = self._compiled[key] = make()
+            if len(self._compiled) > _MOST_STEPS:
+                self._compiled.popitem(last=False)
+        return found
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a training run: variables, optimizer state, number of steps made (int32) and random key. Immutable."""
+
+    vars: Vars
+    opt_state: Tree
+    step: Tensor
+    rng: Tensor
+
+    def to_tree(self) -> ptree.Dict:
+        """The state as a tree: `params`, `state`, `optimizer`, `step`, `rng`."""
+        return ptree.Dict(
+            params=self.vars.params, state=self.vars.state, optimizer=self.opt_state, step=self.step, rng=self.rng
+        )
+
+    def with_tree(self, tree: Tree) -> State:
+        """The state with the tensors of a tree that `to_tree` of such a state gave."""
+        entries = ptree.as_tree(tree)
+        variables = Vars(entries["params"], entries["state"], self.vars.dtype)
+        return State(variables, entries["optimizer"], entries["step"], entries["rng"])
+
+
+def make(*, model: Layer, optimizer: Transformation) -> Trainer:
+    """A trainer. TypeError unless it is given a Layer and an optimizer."""
+    if not isinstance(model, Layer):
+        raise TypeError(f"train.make: got model {type(model).__name__}, expected a Layer")
+    if not isinstance(optimizer, Transformation):
+        raise TypeError(f"train.make: got optimizer {type(optimizer).__name__}, expected one of kaun.optim")
+    return Trainer(model, optimizer)
+
+
+def init(trainer: Trainer, *, dtype: DType = float32) -> State:
+    """A fresh state: variables from the model's initialisers, which draw from the RNG scope, as does the state's key."""
+    return make_state(trainer, layers.init(trainer.model, dtype=dtype))
+
+
+def make_state(trainer: Trainer, vars: Vars) -> State:
+    """A state that starts from given variables, such as loaded ones.
+
+    The key comes from the RNG scope, or is that of seed 0 outside one.
+    """
+    try:
+        key = nx.rng.next_key()
+    except ValueError:
+        key = nx.rng.key(0)
+    counter = nx.zeros((), dtype=int32)
+    nx.realize(counter, key)
+    return State(vars, optim.init(trainer.optimizer, vars.params), counter, key)
+
+
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+def step(
+    trainer: Trainer, st: State, x: Any, *, loss: Loss, training: bool = True, ctx: Context | None = None
+) -> tuple[Tensor, State]:
+    """(loss, state) after one step on the batch `x`: gradients of `loss(model's output)`, and the optimizer's update.
+
+    `loss` gives a scalar. `training=False` applies the layers as in evaluation but still updates the parameters.
+    ValueError or TypeError for shapes that do not fit, and for a loss that is not a float scalar.
+    """
+    return _step(trainer, st, x, (), loss, training, ctx, donate=False)
+
+
+def _step(
+    trainer: Trainer,
+    st: State,
+    x: Any,
+    targets: tuple[Any, ...],
+    loss: Loss,
+    training: bool,
+    ctx: Context | None,
+    donate: bool,
+) -> tuple[Tensor, State]:
+    """One step with `loss(output, *targets)`. With `donate`, the tensors of `st` may be overwritten."""
+    captured = capture(loss)
+    compiled = _compiled_step(trainer, captured, training, st.vars.dtype)
+    rates = host_rates(trainer.optimizer, st.opt_state)
+    variables = st.vars
+    value, params, state, opt_state, counter = compiled(
+        variables.params, variables.state, st.opt_state, st.step, st.rng,
+        rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors,
+        donate=(0, 1, 2, 3) if donate else (),
+    )  # fmt: skip
+    return value, State(Vars(params, state, variables.dtype), opt_state, counter, st.rng)
+
+
+def _compiled_step(trainer: Trainer, captured: Captured, training: bool, dtype: DType) -> jit.Function:
+    def make() -> jit.Function:
+        return jit.Function(_traceable_step(trainer, captured, training, dtype))
+
+    if captured.key is None:
+        return make()  # traced anew; the program, being equal, is not compiled anew
+    return trainer._remembered(("step", training, dtype, captured.key), make)
+
+
+def _traceable_step(trainer: Trainer, captured: Captured, training: bool, dtype: DType) -> Callable[..., Any]:
+    """The step as a function of trees."""
+
+    def traceable(
+        params: Tree,
+        state: Tree,
+        opt_state: Tree,
+        counter: Tensor,
+        rng: Tensor,
+        rates: tuple[Tensor, ...],
+        x: Any,
+        targets: tuple[Any, ...],
+        context: ptree.Dict,
+        tensors: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tree, Tree, Tree, Tensor]:
+        loss = captured.rebind(tensors)
+        ctx = Context(context) if context else None
+
+        def objective(params: Tree) -> tuple[Tensor, Tree]:
+            output, after = layers.apply(trainer.model, Vars(params, state, dtype), x, training=training, ctx=ctx)
+            return _scalar(loss(output, *targets)), after.state
+
+        with nx.rng.with_key(_step_key(rng, counter)):
+            (value, new_state), grads = value_and_grad(objective, has_aux=True)(params)
+        with source.phase("update"):
+            updates, new_opt_state = traced_step(trainer.optimizer, opt_state, params, grads, rates)
+            new_params = optim.apply_updates(params, updates)
+        return value, new_params, new_state, new_opt_state, counter + 1
+
+    return traceable
+
+
+def _step_key(rng: Tensor, counter: Tensor) -> Tensor:
+    """`nx.rng.fold_in(rng, counter)` for a number of steps that is being traced."""
+    return Tensor(ops.random_bits(rng._node, nx.astype(counter, uint32)._node, shape=(2,)))
+
+
+def _scalar(value: Any) -> Tensor:
+    tensor = nx.asarray(value)
+    if tensor.shape != () or not tensor.dtype.is_float:
+        raise ValueError(
+            f"train.step: got a loss of {tensor.dtype}{list(tensor.shape)}, expected a float scalar; "
+            "take its mean or sum"
+        )
+    return tensor
+
+
+def _as_input(x: Any) -> Any:
+    """A tensor, or a tuple or mapping of inputs."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, tuple):
+        return tuple(_as_input(part) for part in x)
+    if isinstance(x, Mapping):
+        return ptree.Dict({name: _as_input(part) for name, part in x.items()})
+    return nx.asarray(x)
+
+
+def _context_tree(ctx: Context | Mapping[str, Any] | None) -> ptree.Dict:
+    return ptree.Dict({name: nx.asarray(tensor) for name, tensor in sorted((ctx or {}).items())})
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    trainer: Trainer,
+    st: State,
+    data: Iterable[Any],
+    *,
+    loss: Loss | None = None,
+    report: Callable[..., object] | None = None,
+    ctx: Context | None = None,
+    progress: bool = False,
+) -> State:
+    """The state after a step on every element of `data`.
+
+    Elements are `(x, y)` and the loss is `loss(output, y)`; without `loss`, elements are `(x, loss_fn)` and the loss is
+    `loss_fn(output)`. `report(step=, loss=, state=)` is called after each step, with `step` counted from 1 in this call
+    and `loss` a float; raising `EarlyStop` in it ends training. `progress` shows a live bar with loss and speed.
+    The state given stays valid. TypeError for an element that is not such a pair.
+    """
+    # Each state but the first belongs to this loop, which may reuse its memory unless `report` was shown it.
+    owned = False
+    with Bar(_length(data)) if progress else nullcontext() as bar:
+        for number, element in enumerate(data, 1):
+            x, targets, element_loss = _element(number, element, loss)
+            value, st = _step(trainer, st, x, targets, element_loss, True, ctx, donate=owned)
+            owned = report is None
+            if bar is not None:
+                bar.advance(value)
+            if report is not None:
+                try:
+                    report(step=number, loss=float(value), state=st)
+                except EarlyStop:
+                    break
+    return st
+
+
+def _element(number: int, element: Any, loss: Loss | None) -> tuple[Any, tuple[Any, ...], Loss]:
+    """(x, further arguments of the loss, loss) of one element of the data."""
+    if not isinstance(element, (tuple, list)) or len(element) != 2:
+        raise TypeError(
+            f"train.fit: element {number} is a {type(element).__name__}, expected a pair "
+            f"{'(x, loss_fn)' if loss is None else '(x, y)'}"
+        )
+    x, second = element
+    if loss is not None:
+        return x, (second,), loss
+    if not callable(second):
+        raise TypeError(
+            f"train.fit: element {number} is (x, {type(second).__name__}), expected (x, loss_fn); "
+            "for data of (x, y), pass loss="
+        )
+    return x, (), second
+
+
+def _length(data: Iterable[Any]) -> int | None:
+    length = getattr(data, "length", None)
+    if callable(length):
+        length = length()
+    if length is None and hasattr(data, "__len__"):
+        length = len(data)
+    return length if isinstance(length, int) else None
+
+
+def predict(trainer: Trainer, st: State, x: Any, *, ctx: Context | None = None) -> Any:
+    """The model's output for `x` in evaluation mode: no dropout, running statistics, nothing updated."""
+    dtype = st.vars.dtype
+
+    def traceable(params: Tree, state: Tree, x: Any, context: ptree.Dict) -> Any:
+        inner = Context(context) if context else None
+        return layers.apply(trainer.model, Vars(params, state, dtype), x, training=False, ctx=inner)[0]
+
+    compiled = trainer._remembered(("predict", dtype), lambda: jit.Function(traceable))
+    return compiled(st.vars.params, st.vars.state, _as_input(x), _context_tree(ctx))

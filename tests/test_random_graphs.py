@@ -1,0 +1,49 @@
+"""Compiled code and the NumPy interpreter agree on graphs nobody thought of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from graph_strategies import Example, assert_outputs_agree, graph_from_seed, graphs
+from hypothesis import HealthCheck, given, settings
+
+from kaun import execution
+from kaun.compiler.ir import print_graph, substitute, topological
+from kaun.compiler.ir.interpreter import evaluate
+
+
+def execute(example: Example) -> list[Any]:
+    """The outputs as `nx` would compute them."""
+    leaves = [execution.leaf(argument) for argument in example.arguments]
+    outputs = substitute(example.graph.outputs, dict(zip(example.graph.inputs, leaves, strict=True)))
+    # Nodes outlive examples where equal ones are remembered; what is compared must be computed now.
+    assert all(node in leaves or node.value is None for node in topological(outputs))
+    execution.realize(outputs)
+    return [execution.array(node) for node in outputs]
+
+
+def check(example: Example) -> None:
+    expected = evaluate(example.graph, example.arguments)
+    try:
+        assert_outputs_agree(example, execute(example), expected)
+    except Exception as error:
+        error.add_note(print_graph(example.graph))
+        raise
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(graphs())
+def test_compiled_graphs_agree_with_the_interpreter(example: Example) -> None:
+    check(example)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hundred", range(10))
+def test_a_thousand_compiled_graphs_agree_with_the_interpreter(hundred: int) -> None:
+    for seed in range(100 * hundred, 100 * hundred + 100):
+        try:
+            check(graph_from_seed(seed))
+        except Exception as error:
+            error.add_note(f"graph_from_seed({seed})")
+            raise
