@@ -1,0 +1,28 @@
+"""Kaun: neural networks whose whole training step is one compiled program that you can read."""
+
+from kaun import checkpoint, context, data, datasets, fn, init, layer, loss, metric, nx, optim, ptree, train
+from kaun.compiler.ir.dtypes import (
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from kaun.gradients import grad, gradcheck, stop_gradient, value_and_grad, vjp
+from kaun.tracing import jit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "bfloat16", "bool_", "checkpoint", "context", "data", "datasets", "float16", "float32", "float64", "fn", "grad",
+    "gradcheck", "init", "int8", "int16", "int32", "int64", "jit", "layer", "loss", "metric", "nx", "optim", "ptree",
+    "stop_gradient", "train", "uint8", "uint16", "uint32", "uint64", "value_and_grad", "vjp",
+]  # fmt: skip

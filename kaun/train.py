@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from kaun import jit, nx, optim, ptree
+from kaun import nx, optim, ptree, tracing
 from kaun import layer as layers
 from kaun.closure import Captured, capture
 from kaun.compiler.ir import ops, source
@@ -46,9 +46,9 @@ class Trainer:
 
     model: Layer
     optimizer: Transformation
-    _compiled: OrderedDict[Hashable, jit.Function] = field(default_factory=OrderedDict, init=False, repr=False)
+    _compiled: OrderedDict[Hashable, tracing.Function] = field(default_factory=OrderedDict, init=False, repr=False)
 
-    def _remembered(self, key: Hashable, make: Callable[[], jit.Function]) -> jit.Function:
+    def _remembered(self, key: Hashable, make: Callable[[], tracing.Function]) -> tracing.Function:
         found = self._compiled.get(key)
         if found is None:
             found = self._compiled[key] = make()
@@ -118,7 +118,7 @@ def step(
     `loss` gives a scalar. `training=False` applies the layers as in evaluation but still updates the parameters.
     ValueError or TypeError for shapes that do not fit, and for a loss that is not a float scalar.
     """
-    return _step(trainer, st, x, (), loss, training, ctx, donate=False)
+    return _step(trainer, st, x, (), loss, training, ctx)
 
 
 def _step(
@@ -129,9 +129,8 @@ def _step(
     loss: Loss,
     training: bool,
     ctx: Context | None,
-    donate: bool,
 ) -> tuple[Tensor, State]:
-    """One step with `loss(output, *targets)`. With `donate`, the tensors of `st` may be overwritten."""
+    """One step with `loss(output, *targets)`."""
     captured = capture(loss)
     compiled = _compiled_step(trainer, captured, training, st.vars.dtype)
     rates = host_rates(trainer.optimizer, st.opt_state)
@@ -139,14 +138,13 @@ def _step(
     value, params, state, opt_state, counter = compiled(
         variables.params, variables.state, st.opt_state, st.step, st.rng,
         rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors,
-        donate=(0, 1, 2, 3) if donate else (),
     )  # fmt: skip
     return value, State(Vars(params, state, variables.dtype), opt_state, counter, st.rng)
 
 
-def _compiled_step(trainer: Trainer, captured: Captured, training: bool, dtype: DType) -> jit.Function:
-    def make() -> jit.Function:
-        return jit.Function(_traceable_step(trainer, captured, training, dtype))
+def _compiled_step(trainer: Trainer, captured: Captured, training: bool, dtype: DType) -> tracing.Function:
+    def make() -> tracing.Function:
+        return tracing.Function(_traceable_step(trainer, captured, training, dtype))
 
     if captured.key is None:
         return make()  # traced anew; the program, being equal, is not compiled anew
@@ -236,12 +234,10 @@ def fit(
     The state given stays valid. TypeError for an element that is not such a pair.
     """
     # Each state but the first belongs to this loop, which may reuse its memory unless `report` was shown it.
-    owned = False
     with Bar(_length(data)) if progress else nullcontext() as bar:
         for number, element in enumerate(data, 1):
             x, targets, element_loss = _element(number, element, loss)
-            value, st = _step(trainer, st, x, targets, element_loss, True, ctx, donate=owned)
-            owned = report is None
+            value, st = _step(trainer, st, x, targets, element_loss, True, ctx)
             if bar is not None:
                 bar.advance(value)
             if report is not None:
@@ -287,5 +283,5 @@ def predict(trainer: Trainer, st: State, x: Any, *, ctx: Context | None = None) 
         inner = Context(context) if context else None
         return layers.apply(trainer.model, Vars(params, state, dtype), x, training=False, ctx=inner)[0]
 
-    compiled = trainer._remembered(("predict", dtype), lambda: jit.Function(traceable))
+    compiled = trainer._remembered(("predict", dtype), lambda: tracing.Function(traceable))
     return compiled(st.vars.params, st.vars.state, _as_input(x), _context_tree(ctx))

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from kaun.compiler.codegen.contraction_blocking import Blocking, Contraction, Operand, plan
-from kaun.compiler.codegen.contraction_packing import pack_memory_a, pack_memory_b
-from kaun.compiler.codegen.control_flow import INDEX, counted_loop, index, offset, smaller
-from kaun.compiler.codegen.micro_kernel import MicroKernel, element_type, emit_micro_kernel
-from kaun.compiler.codegen.vector_target import VectorTarget, element_bits
+from .contraction_blocking import Blocking, Contraction, Operand, plan
+from .contraction_packing import pack_memory_a, pack_memory_b
+from .control_flow import counted_loop, index, offset, smaller
+from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
+from .vector_target import VectorTarget, element_bits
 
 __all__ = ["Blocking", "Contraction", "Memory", "Operand", "Packed", "emit", "plan"]
 
@@ -109,7 +109,8 @@ def emit(
     for name, operand, source in (("a", contraction.a, a), ("b", contraction.b, b)):
         if (operand.strides is not None) != isinstance(source, Memory):
             expected = "Packed" if operand.strides is None else "Memory"
-            raise ValueError(f"contraction.emit: got {name} as {type(source).__name__} for {operand}, expected {expected}")
+            got = type(source).__name__
+            raise ValueError(f"contraction.emit: got {name} as {got} for {operand}, expected {expected}")
     if blocking.chunks == 0:
         return
     _, begin, end, scratch = function.args
@@ -240,7 +241,7 @@ def _emit_block(
                 columns = _tile_count(builder, j, n_range[1], blocking.nr, contraction.n)
                 tile = template.tiles
                 if template.k_blocks > 1:
-                    tile = offset(builder, tile, template.scalar, (i, padded_n), (builder.mul(j, index(blocking.mr)), 1))
+                    tile = offset(builder, tile, template.scalar, (i, padded_n), (j, blocking.mr))
                 b_panel = _b_panel(template, b_panels, batch, column, j, k_start, k_count)
                 _run_micro_kernel(template, a_panel, b_panel, tile, (rows, columns), k_count)
                 if template.k_blocks == 1:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from kaun.compiler.codegen.vector_target import VectorTarget, element_bits
+from .vector_target import VectorTarget, element_bits
 
 # Costs are counted in slots: the time of one vector multiply-add. They steer choices only; no result depends on them.
 _LATENCY_SLOTS = 10  # independent multiply-adds in flight that keep the units busy (latency 4, two units, some slack)
@@ -18,6 +18,7 @@ _TILE_SLOTS = 24  # call, loop start and loop end of one micro-kernel run
 _CHUNK_SLOTS = 1000  # claiming one chunk and starting its loops
 _SMALLEST_CHUNK_SLOTS = 32768  # below this (about ten microseconds) waking another thread costs more than it gives
 _COPY_SLOTS = 5.0  # packing a vector whose lanes lie together in memory, outer caches included
+_COLUMN_SLOTS = 16.0  # packing the rows of a tile at one k, each k in a line (and often a page) of its own
 _TRANSPOSE_SLOTS = 6.0  # packing a vector by a transpose in registers
 _COMPUTE_SLOTS = 8.0  # packing a vector through a callback
 _REREAD_SLOTS = 0.15  # fetching a vector of B from the second-level cache instead of a panel in the first
@@ -203,7 +204,7 @@ def _distinct_lines(stride: int, element: str, way: int) -> int:
 
 
 def _prefer_direct_a(contraction: Contraction, target: VectorTarget, tile: _Tile) -> bool:
-    """Broadcasts from memory cost what they cost from a panel, unless few of the lines they touch stay in the caches."""
+    """Broadcasts from memory cost the same as from a panel, unless the lines they touch do not stay in the caches."""
     if contraction.a.strides is None or contraction.n <= 3 * tile.vectors * tile.lanes:
         return True
     if contraction.a.contiguous != 0:
@@ -312,8 +313,8 @@ def _choose_grid(
     m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
     batch, size = max(1, contraction.batch), _bytes(contraction)
     nr = tile.vectors * tile.lanes
-    a_slots = 0.0 if direct_a else _pack_slots(contraction.a, 0, tile.rows)
-    b_slots = 0.0 if direct_b else _pack_slots(contraction.b, 1, tile.lanes)
+    a_slots = 0.0 if direct_a else _pack_a_slots(contraction.a, tile.rows)
+    b_slots = 0.0 if direct_b else _pack_b_slots(contraction.b, tile.lanes)
     most_chunks = min(_MOST_CHUNKS, max(1.0, batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
     overfetch = _overfetch(contraction, tile) if direct_a else 1.0
     kept_limit = max(target.l2_bytes, target.l3_bytes // 8)
@@ -356,13 +357,18 @@ def _block_sizes(total: int, tile: int, limit: int) -> Iterator[int]:
         yield min(tile, total)
 
 
-def _pack_slots(operand: Operand, good: int, together: int) -> float:
-    """Slots to pack one element when `together` neighbours along index `good` end up side by side."""
+def _pack_a_slots(operand: Operand, rows: int) -> float:
+    """Slots to pack one element of A: short runs of rows if m is contiguous, else one element at a time."""
+    return _COLUMN_SLOTS / rows if operand.strides is not None and operand.contiguous == 0 else 1.0
+
+
+def _pack_b_slots(operand: Operand, lanes: int) -> float:
+    """Slots to pack one element of B."""
     if operand.strides is None:
-        return _COMPUTE_SLOTS / together
+        return _COMPUTE_SLOTS / lanes
     if operand.contiguous is None:
         return 1.0
-    return (_COPY_SLOTS if operand.contiguous == good else _TRANSPOSE_SLOTS) / together
+    return (_COPY_SLOTS if operand.contiguous == 1 else _TRANSPOSE_SLOTS) / lanes
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from kaun.compiler.codegen.contraction_blocking import Blocking, Contraction
-from kaun.compiler.codegen.control_flow import counted_loop, index, offset, smaller
-from kaun.compiler.codegen.micro_kernel import element_type, load_vector
-from kaun.compiler.codegen.vector_target import element_bits
+from .contraction_blocking import Blocking, Contraction
+from .control_flow import counted_loop, index, offset, smaller
+from .micro_kernel import element_type, load_vector
+from .vector_target import element_bits
 
 _SEGMENT_BYTES = 16  # most instruction sets shuffle freely only within 128 bits; longer moves go by whole segments
 
@@ -62,9 +62,7 @@ def _copy_columns(
     _for_each_size(builder, contraction.m, blocking.mr, rows, copy)
 
 
-def _for_each_size(
-    builder: ir.IRBuilder, total: int, tile: int, size: ir.Value, emit: Callable[[int], None]
-) -> None:
+def _for_each_size(builder: ir.IRBuilder, total: int, tile: int, size: ir.Value, emit: Callable[[int], None]) -> None:
     """Emit code for whole tiles and for the smaller last one, whichever occur, and branch on `size`."""
     edge = total % tile
     if edge == 0 or total < tile:

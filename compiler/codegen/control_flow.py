@@ -42,7 +42,9 @@ def smaller(builder: ir.IRBuilder, a: "int | ir.Value", b: "int | ir.Value") -> 
     return builder.select(builder.icmp_signed("<", left, right), left, right)
 
 
-def offset(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type, *terms: "tuple[ir.Value | int, int]") -> ir.Value:
+def offset(
+    builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type, *terms: "tuple[ir.Value | int, int]"
+) -> ir.Value:
     """pointer + sum(value * stride) elements; constant terms fold here, so no dead arithmetic reaches LLVM."""
     constant, total = 0, None
     for value, stride in terms:

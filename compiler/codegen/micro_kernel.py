@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from kaun.compiler.codegen.control_flow import INDEX, POINTER, index
-from kaun.compiler.codegen.vector_target import element_bits
+from .control_flow import INDEX, POINTER, index
+from .vector_target import element_bits
 
 _BYTE_BITS = 8
 
@@ -49,13 +49,13 @@ class MicroKernel:
 def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attributes: str) -> ir.Function:
     """Define `void name(ptr a, ptr b, ptr tile, i64 k)` in `module`, with the target's function `attributes`.
 
-        accumulators[rows][vectors] = tile if accumulate else 0
-        for p in range(0, k, unroll):         # straight line inside: `unroll` outer products
-            for v in vectors: b[v] = B[p, v]
-            for r in rows:
-                a = broadcast(A[r, p])
-                for v in vectors: accumulators[r][v] += a * b[v]
-        tile = accumulators
+    accumulators[rows][vectors] = tile if accumulate else 0
+    for p in range(0, k, unroll):         # straight line inside: `unroll` outer products
+        for v in vectors: b[v] = B[p, v]
+        for r in rows:
+            a = broadcast(A[r, p])
+            for v in vectors: accumulators[r][v] += a * b[v]
+    tile = accumulators
     """
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX]), name)
     function.linkage = "internal"

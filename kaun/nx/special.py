@@ -33,12 +33,6 @@ def _minus_abs(node: Node) -> Node:
     return ops.where(ops.lt(node, node.like(0.0)), node, -node)
 
 
-def _rectified(node: Node) -> Node:
-    """max(x, 0) with derivative 0 at 0 for `relu`; NaN stays."""
-    zero = node.like(0.0)
-    return ops.where(ops.le(node, zero), zero, node)
-
-
 # Exponentials and logarithms.
 
 
@@ -107,7 +101,7 @@ def sinh(x: TensorLike, /) -> Tensor:
     """(exp(x) - exp(-x)) / 2, from expm1 near 0 and from exp(x / 2) squared where exp(x) overflows."""
     node = _float("nx.sinh", x)
     size = ops.abs_(node)
-    limit = size.like(10.0)
+    limit = size.like(10.0 if node.dtype.compute.bits == 32 else 20.0)  # From here on exp(-x) does not count.
     e = ops.expm1(ops.minimum(size, limit))
     half = ops.exp(size * 0.5)
     result = ops.where(ops.lt(limit, size), (half * 0.5) * half, (e + e / (e + 1.0)) * 0.5)
@@ -134,11 +128,11 @@ def asinh(x: TensorLike, /) -> Tensor:
 
 
 def acosh(x: TensorLike, /) -> Tensor:
-    """log(x + sqrt(x * x - 1)), as log1p(t + sqrt(t * (t + 2))) with t = x - 1; NaN below 1."""
+    """log(x + sqrt(x * x - 1)), as log1p(t + sqrt(t) * sqrt(t + 2)) with t = x - 1; NaN below 1."""
     node = _float("nx.acosh", x)
     large = ops.lt(node.like(2.0**13 if node.dtype.compute.bits == 32 else 2.0**28), node)
     t = ops.where(large, node.like(2.0), node) - 1.0
-    near = ops.log1p(t + ops.sqrt(t * (t + 2.0)))
+    near = ops.log1p(t + ops.sqrt(t) * ops.sqrt(t + 2.0))
     far = ops.log(ops.where(large, node, node.like(1.0))) + _LN2
     return Tensor(ops.where(large, far, near))
 

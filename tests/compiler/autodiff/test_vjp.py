@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from graph_strategies import Example, graphs
 from hypothesis import HealthCheck, given, settings
-
 from kaun.compiler.autodiff.vjp import NOT_DIFFERENTIABLE, RULES, gradients
 from kaun.compiler.ir import Graph, Node, dtypes, full, ops, source, topological, verify
 from kaun.compiler.ir.interpreter import evaluate
@@ -124,7 +123,7 @@ def test_new_nodes_carry_the_source_of_the_forward_node_and_the_backward_phase()
 
 def test_wrong_cotangents_and_integers_are_rejected() -> None:
     x, i = vector("x"), vector("i", 4, dtypes.int32)
-    with pytest.raises(ValueError, match=r"vjp\.gradients: a cotangent float64\[3\] was given for an output float64\[4\]"):
+    with pytest.raises(ValueError, match=r"a cotangent float64\[3\] was given for an output float64\[4\]"):
         gradients([x], [vector("y", 3)], [x])
     with pytest.raises(ValueError, match=r"vjp\.gradients: 0 cotangents given for 1 outputs"):
         gradients([x], [], [x])

@@ -4,23 +4,22 @@ import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from llvmlite import ir
-from numpy.typing import NDArray
-
-from kaun.compiler.codegen import contraction_blocking
 from kaun.compiler.codegen.contraction import Blocking, Contraction, Finish, Memory, Operand, Packed, emit, plan
 from kaun.compiler.codegen.control_flow import INDEX, POINTER, counted_loop, index, offset
 from kaun.compiler.codegen.micro_kernel import broadcast, element_type, store_vector
 from kaun.compiler.codegen.vector_target import VectorTarget, element_bits
+from llvmlite import ir
+from numpy.typing import NDArray
 
 llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Chunks = list[tuple[int, int]]
 Operands = Callable[[ir.IRBuilder, list[ir.Value]], tuple[Memory | Packed, Memory | Packed, Finish]]
 
@@ -36,7 +35,7 @@ TINY_CACHES = replace(AVX2, l1_bytes=2048, l2_bytes=8192, l3_bytes=16384)
 _alive: list[object] = []
 
 
-def compile_kernel(contraction: Contraction, blocking: Blocking, target: VectorTarget, operands: Operands) -> object:
+def compile_kernel(contraction: Contraction, blocking: Blocking, target: VectorTarget, operands: Operands) -> Any:
     """The kernel as a C function of (buffers, begin, end, scratch)."""
     module = ir.Module("test")
     signature = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, POINTER])
@@ -92,7 +91,7 @@ def execute(
     pointers = (ctypes.c_void_p * 4)(*[array.ctypes.data for array in arrays])
     for begin, end in chunks if chunks is not None else [(0, blocking.chunks)]:
         scratch = aligned((blocking.scratch_bytes + 64,), "uint8", 0xFF)  # NaN, read as floating point
-        kernel(ctypes.addressof(pointers), begin, end, scratch.ctypes.data)  # type: ignore[operator]
+        kernel(ctypes.addressof(pointers), begin, end, scratch.ctypes.data)
         assert (scratch[blocking.scratch_bytes :] == 0xFF).all(), "wrote past its scratch"
 
 
@@ -109,9 +108,7 @@ def plain(contraction: Contraction) -> Operands:
 
 
 def store_rows(contraction: Contraction, result: ir.Value) -> Finish:
-    def finish(
-        builder: ir.IRBuilder, batch: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
-    ) -> None:
+    def finish(builder: ir.IRBuilder, batch: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int) -> None:
         size = element_bits(contraction.element) // 8
         terms = ((batch, contraction.m * contraction.n), (m, contraction.n), (n, 1))
         pointer = offset(builder, result, element_type(contraction.element), *terms)
@@ -218,8 +215,7 @@ def test_many_blocks_in_every_dimension(direct_a: bool, transposed_b: bool) -> N
 
 def test_a_kept_panel_of_b_spans_several_k_blocks() -> None:
     contraction = dense(1, 120, 40, 600)
-    blocking = replace(plan(contraction, AVX2, True, False), kc=256)
-    blocking = contraction_blocking.plan(contraction, replace(AVX2, l1_bytes=4096), True, False)
+    blocking = plan(contraction, replace(AVX2, l1_bytes=4096), True, False)
     assert blocking.keep_b and contraction.k > blocking.kc and contraction.m > blocking.mc
     check(contraction, AVX2, blocking)
 
@@ -269,10 +265,10 @@ def test_computed_operands_and_an_epilogue_fuse(target: VectorTarget, contiguous
             columns: ir.Value,
         ) -> None:
             with counted_loop(builder, 0, rows) as i, counted_loop(builder, 0, columns) as p:
-                source = offset(builder, x, scalar, (batch, m * k), (builder.add(row, i), k), (builder.add(column, p), 1))
-                value = builder.fadd(
-                    builder.fmul(builder.load(source, typ=scalar), scalar(2.0)), scalar(1.0)
+                source = offset(
+                    builder, x, scalar, (batch, m * k), (builder.add(row, i), k), (builder.add(column, p), 1)
                 )
+                value = builder.fadd(builder.fmul(builder.load(source, typ=scalar), scalar(2.0)), scalar(1.0))
                 target = offset(builder, destination, scalar, (i, blocking.a_panel[0]), (p, blocking.a_panel[1]))
                 builder.store(value, target)
 

@@ -1,0 +1,139 @@
+"""The pipeline: every stage from a traced graph to a program, in order. The page to read first.
+
+    traced        the graph as the user's function built it, gradients included   compiler/ir, compiler/autodiff
+    simplified    after the graph passes                                          compiler/passes
+    fused         which nodes share a kernel                                      compiler/schedule/fusion.py
+    scheduled     each kernel as loop IR, launches, memory plan                   compiler/schedule, compiler/program.py
+    llvm          each kernel as LLVM IR                                          compiler/codegen
+    assembly      made by the runtime, which owns LLVM                            runtime/engine.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from . import passes
+from .codegen.entry import emit_entry, entry_text
+from .codegen.kernels import Launch, emit_kernel, launch
+from .codegen.vector_target import VectorTarget
+from .ir import Graph, Node, print_graph
+from .program import Array, Call, Module, Place, Program
+from .schedule.fusion import ScheduledKernel, fuse
+from .schedule.loop_ir import Kernel
+from .schedule.memory import Lifetime, peak_bytes, plan_arena
+from .schedule.text import print_kernel
+
+STAGES: tuple[str, ...] = ("traced", "simplified", "fused", "scheduled", "llvm")
+
+
+@dataclass(frozen=True, eq=False)
+class Compilation:
+    """A graph on its way to a program; each stage is computed when it is first looked at."""
+
+    traced: Graph
+    target: VectorTarget
+
+    @cached_property
+    def simplified(self) -> Graph:
+        """The graph after the standard passes. Its inputs correspond to the traced graph's, one by one."""
+        return passes.run(self.traced)
+
+    @cached_property
+    def kernels(self) -> list[ScheduledKernel]:
+        """The kernels in an order in which they can run."""
+        return fuse(self.simplified)
+
+    @cached_property
+    def launches(self) -> list[Launch]:
+        return [launch(k.kernel, self.target) for k in self.kernels]
+
+    @cached_property
+    def lifetimes(self) -> dict[Node, Lifetime]:
+        """The intermediates: values written by one kernel for others, and outputs of no one."""
+        results = set(self.simplified.outputs)
+        first: dict[Node, int] = {}
+        last: dict[Node, int] = {}
+        for step, scheduled in enumerate(self.kernels):
+            for node in scheduled.outputs:
+                first[node] = last[node] = step
+            for node in scheduled.reads:
+                last[node] = step
+        return {n: Lifetime(n.nbytes, first[n], last[n]) for n in first if n not in results}
+
+    @cached_property
+    def program(self) -> Program:
+        """The program the runtime runs."""
+        graph = self.simplified
+        offsets, arena_bytes = plan_arena(list(self.lifetimes.values()))
+        places = {n: Place("arena", offset) for n, offset in zip(self.lifetimes, offsets, strict=True)}
+        places.update({n: Place("input", i) for i, n in enumerate(graph.inputs)})
+        computed = [n for n in dict.fromkeys(graph.outputs) if n not in places]
+        places.update({n: Place("output", i) for i, n in enumerate(computed)})
+        numbers: dict[str, int] = {}
+        modules: list[Module] = []
+        calls = []
+        for scheduled, how in zip(self.kernels, self.launches, strict=True):
+            text = print_kernel(scheduled.kernel)
+            if text not in numbers:
+                numbers[text] = len(modules)
+                modules.append(Module(text, _emitter(scheduled.kernel, self.target)))
+            buffers = tuple(places[b.node] for b in scheduled.kernel.buffers)
+            calls.append(Call(numbers[text], buffers, how.chunks))
+        scratch = max((how.scratch_bytes for how in self.launches), default=0)
+        inputs = len(graph.inputs)
+
+        def emit(name: str) -> str:
+            return emit_entry(name, calls, inputs, arena_bytes, scratch, self.target)
+
+        return Program(
+            inputs=tuple(Array(n.dtype, n.shape) for n in graph.inputs),
+            outputs=tuple(Array(n.dtype, n.shape) for n in computed),
+            results=tuple(places[n] for n in graph.outputs),
+            calls=tuple(calls),
+            kernels=tuple(modules),
+            entry=Module(entry_text(calls, inputs, arena_bytes, scratch), emit),
+            arena_bytes=arena_bytes,
+            scratch_bytes=scratch,
+        )
+
+    @property
+    def lower_bound_bytes(self) -> int:
+        """Bytes of intermediates alive at once: the arena cannot be smaller."""
+        return peak_bytes(list(self.lifetimes.values()))
+
+    def stage(self, name: str) -> str:
+        """The text of a stage. ValueError for a name that is not in STAGES."""
+        if name == "traced":
+            return print_graph(self.traced)
+        if name == "simplified":
+            return print_graph(self.simplified)
+        if name == "fused":
+            return self._fused_text()
+        if name == "scheduled":
+            return "\n".join(print_kernel(k.kernel) for k in self.kernels)
+        if name == "llvm":
+            texts = [m.emit(f"kernel_{i}") for i, m in enumerate(self.program.kernels)]
+            return "\n".join([*texts, self.program.entry.emit("entry")])
+        raise ValueError(f"pipeline.stage: got {name!r}, expected one of {', '.join(STAGES)}")
+
+    def _fused_text(self) -> str:
+        lines = []
+        for number, (scheduled, how) in enumerate(zip(self.kernels, self.launches, strict=True)):
+            stored = ", ".join(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs)
+            inside = " ".join(n.op.name for n in scheduled.nodes if n.op.kind not in ("leaf", "movement"))
+            paths = sorted({n.source.path for n in scheduled.nodes if n.source.path})
+            lines.append(f"kernel {number}: stores {stored}")
+            lines.append(f"    computes {inside}")
+            lines.append(f"    chunks {how.chunks}, scratch {how.scratch_bytes} bytes, layers {', '.join(paths) or '-'}")
+        return "\n".join(lines) + "\n"
+
+
+def _emitter(kernel: Kernel, target: VectorTarget) -> Callable[[str], str]:
+    return lambda name: emit_kernel(kernel, name, target)
+
+
+def compile_graph(graph: Graph, target: VectorTarget) -> Compilation:
+    """Start compiling `graph` for `target`. Nothing is computed until a stage or the program is asked for."""
+    return Compilation(graph, target)

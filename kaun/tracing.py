@@ -1,0 +1,110 @@
+"""jit: functions over trees of tensors, traced once for each structure and run as one native program."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from kaun import execution, nx, ptree
+from kaun.compiler.ir import Graph, Node, topological
+from kaun.execution import Array, CompiledGraph
+
+# Specialisations kept per function; the least recently used goes first.
+MOST_SPECIALISATIONS = 128
+
+
+class Specialisation(NamedTuple):
+    """A function traced for one structure of arguments."""
+
+    graph: Graph
+    compiled: CompiledGraph
+    # Arrays of tensors that the function used without being given them; they follow the arguments.
+    captured: tuple[Array, ...]
+    rebuild: Callable[[list[nx.Tensor]], Any]
+
+
+class Function:
+    """A traced and compiled form of `function`, which takes and returns trees of tensors.
+
+    Called with trees, it returns trees of concrete tensors. The first call with new structures, dtypes or shapes traces
+    the function (it runs with tensors that have no values) and compiles the graph; further calls only run it. Tensors
+    that the function uses without taking them as arguments keep the values they had when it was traced.
+
+    ValueError if `function` looks at the value of a traced tensor; TypeError if an argument is not a tree.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self._specialisations: OrderedDict[Hashable, Specialisation] = OrderedDict()
+
+    def __call__(self, *trees: Any) -> Any:
+        leaves, structure = ptree.flatten(trees)
+        nodes = [_node(leaf) for leaf in leaves]
+        execution.realize(nodes)
+        special = self._specialise(trees, structure, nodes)
+        outputs = special.compiled([*(node.value for node in nodes), *special.captured])
+        return special.rebuild([nx.Tensor(execution.leaf(array)) for array in outputs])
+
+    def specialise(self, *trees: Any) -> Specialisation:
+        """The traced and compiled form for arguments like these."""
+        leaves, structure = ptree.flatten(trees)
+        return self._specialise(trees, structure, [_node(leaf) for leaf in leaves])
+
+    def _specialise(self, trees: Any, structure: ptree.Structure, nodes: list[Node]) -> Specialisation:
+        key = (structure, tuple((node.dtype, node.shape) for node in nodes))
+        found = self._specialisations.get(key)
+        if found is None:
+            found = self._trace(structure, nodes)
+            self._specialisations[key] = found
+            while len(self._specialisations) > MOST_SPECIALISATIONS:
+                self._specialisations.popitem(last=False)
+        return found
+
+    def _trace(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation:
+        inputs = [execution.placeholder(node.shape, node.dtype) for node in nodes]
+        names = tuple(path for path, _ in ptree.flatten_with_paths(structure([nx.Tensor(node) for node in nodes])))
+        result = self.function(*structure([nx.Tensor(node) for node in inputs]))
+        leaves, rebuild = ptree.flatten(result)
+        outputs = tuple(_node(leaf) for leaf in leaves)
+        known = set(inputs)
+        captured = [
+            node
+            for node in topological(outputs, stop=lambda n: n.value is not None)
+            if node.value is not None and node not in known
+        ]
+        names += tuple(f"captured.{i}" for i in range(len(captured)))
+        graph = Graph((*inputs, *captured), outputs, names)
+        arrays = tuple(node.value for node in captured)
+        return Specialisation(graph, execution.compiled(graph), arrays, rebuild)
+
+
+def _node(leaf: Any) -> Node:
+    tensor = leaf if isinstance(leaf, nx.Tensor) else nx.asarray(leaf)
+    return tensor._node
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled: traced once for each structure of its arguments, then run as one native program.
+
+    Arguments and results are trees of tensors (numbers and arrays count as tensors); pass settings by closing over
+    them. The function must be pure: it runs only while it is traced. Usable as a decorator:
+
+        @kn.jit
+        def step(params, x):
+            ...
+
+    The returned function has the attribute `function` (what was traced) and `compiled` (the `Function`).
+    """
+    compiled = Function(function)
+
+    @functools.wraps(function)
+    def call(*trees: Any) -> Any:
+        return compiled(*trees)
+
+    call.compiled = compiled  # type: ignore[attr-defined]
+    call.function = function  # type: ignore[attr-defined]
+    return call
+
+
