@@ -43,7 +43,7 @@ def save(path: Path, tree: Tree, *, metadata: Mapping[str, str] | None = None) -
     tensors = [nx.asarray(leaf) for _, leaf in named]
     nx.realize(*tensors)
     arrays = {
-        name: np.ascontiguousarray(tensor.numpy()) for (name, _), tensor in zip(named, tensors, strict=True)
+        name: np.asarray(tensor.numpy(), order="C") for (name, _), tensor in zip(named, tensors, strict=True)
     }
     data = safetensors.numpy.save(arrays, metadata=dict(metadata) if metadata else None)
     _replace(os.fspath(path), data)

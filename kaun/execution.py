@@ -49,6 +49,7 @@ def placeholder(shape: tuple[int, ...], dtype: dtypes.DType) -> Node:
 
 def leaf(array: Array) -> Node:
     """A new input node bound to `array`, which must not be written to afterwards."""
+    array = np.asarray(array)
     node = placeholder(array.shape, dtypes.of(array.dtype))
     node.value = array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
     return node

@@ -113,12 +113,12 @@ class Builder:
     def fill(self, dtype: dtypes.DType, shape: tuple[int, ...]) -> Any:
         draw = self.values
         if dtype.kind == "bool":
-            return draw.random(shape) < 0.5
+            return np.asarray(draw.random(shape) < 0.5)
         if dtype.is_integer:
             low, high = dtypes.value_bounds(dtype)
             if self.random.random() < 0.2:
-                return draw.integers(low, high, shape, dtype.numpy, endpoint=True)
-            return draw.integers(max(low, -9), 9, shape).astype(dtype.numpy)
+                return np.asarray(draw.integers(low, high, shape, dtype.numpy, endpoint=True))
+            return np.asarray(draw.integers(max(low, -9), 9, shape)).astype(dtype.numpy)
         style = self.random.randrange(5)
         result = draw.uniform(0.5, 2.0, shape) if style < 2 else draw.uniform(-2.0, 2.0, shape)
         if style == 3:

@@ -8,10 +8,9 @@ import argparse
 import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy loads
 
 import numpy as np
 from kaun.compiler.codegen.contraction import Blocking, Contraction, Memory, Operand, emit, plan
@@ -139,6 +138,11 @@ def dense(
 
 
 def main() -> None:
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        # NumPy reads it when it loads, which importing this package has already done: start over.
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "kaun.tools.bench_contraction", *sys.argv[1:]]
+        os.execve(sys.executable, command, environment)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, default=host().vector_bits)
     parser.add_argument("--element", default="float32", choices=["float32", "float64"])

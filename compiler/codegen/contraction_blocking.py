@@ -25,6 +25,7 @@ _REREAD_SLOTS = 0.15  # fetching a vector of B from the second-level cache inste
 _CROSSING_SLOTS = 0.25  # the same if rows of B do not start at a multiple of a vector
 _COLLIDING_SLOTS = 1.0  # the same if the rows evict each other from the second-level cache
 _FETCH_SLOTS = 1.5  # bringing a vector of A or B to the core that runs a chunk
+_COVERING_BYTES = 1024  # a k step that multiplies this much hides fetching a line of A from the second-level cache
 _CACHE_WAYS = 8  # associativity assumed of the caches
 _SMALLEST_PAGE = 4096  # no first-level cache has longer ways, as it is indexed before addresses are translated
 _BUSY_TILE = 16  # multiply-adds of a k step that hide the loop around them; smaller tiles unroll k
@@ -209,6 +210,8 @@ def _prefer_direct_a(contraction: Contraction, target: VectorTarget, tile: _Tile
         return True
     if contraction.a.contiguous != 0:
         return contraction.a.contiguous == 1
+    if tile.rows * tile.vectors * tile.lanes * _bytes(contraction) >= _COVERING_BYTES:
+        return True
     return _kc(contraction, target, tile) <= _l2_rows(contraction.a.strides[1], contraction, target) // 2
 
 

@@ -35,7 +35,19 @@ from ..schedule.loop_ir import (
     Store,
     Value,
 )
-from .arithmetic import BIT, I32, I64, Arithmetic, constant, intrinsic, lanes_of, memory_type, register_type, splat, suffix
+from .arithmetic import (
+    BIT,
+    I32,
+    I64,
+    Arithmetic,
+    constant,
+    intrinsic,
+    lanes_of,
+    memory_type,
+    register_type,
+    splat,
+    suffix,
+)
 from .control_flow import POINTER
 
 

@@ -14,8 +14,8 @@ from llvmlite import ir
 
 from ..ir.dtypes import DType
 from ..schedule.collapse import all_values
-from ..schedule.loop_ir import Buffer, ContractionKernel, Load, Value
 from ..schedule.index import Variable
+from ..schedule.loop_ir import Buffer, ContractionKernel, Load, Value
 from . import contraction as template
 from .arithmetic import BIT, I32, I64, Arithmetic, constant, intrinsic, memory_type, register_type, splat, suffix
 from .contraction import Blocking, Contraction, Memory, Operand, Packed

@@ -87,6 +87,9 @@ class _Option:
         self.lanes = 1 << (min(width * unroll, longest) - 1).bit_length() if longest > 1 else 1
         if width < self.lanes and longest < 2 * self.lanes:
             self.lanes = max(width, self.lanes // 2)
+        if vector is None and any(s.accumulate for p in kernel.passes for s in p.stores):
+            # Two lanes may add to the same place, so lanes must not run over the additions.
+            self.lanes = 1
         self.cost = sum(self._pass_cost(p, math.prod(v.extent for v in kernel.outer)) for p in kernel.passes)
 
     def _pass_cost(self, each: Pass, outer: int) -> float:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llvmlite import ir
-
 from kaun.compiler.codegen import vector_math_exponential as exponential
 from kaun.compiler.codegen import vector_math_logarithm as logarithm
 from kaun.compiler.codegen import vector_math_trigonometric as trigonometric
 from kaun.compiler.codegen.vector_math_lanes import Lanes
+from llvmlite import ir
 
 UNARY: dict[str, Callable[[Lanes], Lanes]] = {
     "exp": exponential.exp,

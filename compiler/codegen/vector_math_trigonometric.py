@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from kaun.compiler.codegen import vector_math_coefficients as coefficients
 from kaun.compiler.codegen.vector_math_exponential import nearest_integer
-from kaun.compiler.codegen.vector_math_lanes import FLOAT32, FLOAT64, Lanes, exact_fma, fast_two_sum, fma, horner, select
+from kaun.compiler.codegen.vector_math_lanes import (
+    FLOAT32,
+    FLOAT64,
+    Lanes,
+    exact_fma,
+    fast_two_sum,
+    fma,
+    horner,
+    select,
+)
 
 # Above these a multiple of pi/2 no longer has an exact product with the leading parts of pi/2 below.
 HALF_PI_LOW = 6.123233995736766e-17  # pi/2 - float64(pi/2)

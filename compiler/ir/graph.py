@@ -144,6 +144,8 @@ def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> N
         raise TypeError(f"{op.name}: attributes {sorted(attributes)} given, expected {list(op.attributes)}")
     if op.arity is not None and len(inputs) != op.arity:
         raise TypeError(f"{op.name}: {len(inputs)} inputs given, expected {op.arity}")
+    if op.arity is None and not inputs:
+        raise TypeError(f"{op.name}: no inputs given, expected one or more")
     dtype, shape = op.infer(inputs, attributes)
     node = Node()
     node.op, node.inputs, node.attributes = op, inputs, dict(zip(op.attributes, values, strict=True))

@@ -34,6 +34,8 @@ def verify(graph: Graph) -> None:
             raise VerificationError(f"verify: {node!r} is read but is not an input of the graph")
         if tuple(node.attributes) != node.op.attributes:
             raise VerificationError(f"verify: {node!r} has attributes {tuple(node.attributes)}")
+        if len(node.inputs) != node.op.arity and (node.op.arity is not None or not node.inputs):
+            raise VerificationError(f"verify: {node!r} has {len(node.inputs)} inputs")
         try:
             dtype, shape = node.op.infer(node.inputs, node.attributes)
         except (TypeError, ValueError) as error:

@@ -154,18 +154,32 @@ def scatter_nothing(node: Node) -> Node | None:
 
 @TABLE.rule(ops.dot_general)
 def contract_real_axes(node: Node) -> Node | None:
-    """An empty contraction is zero, one without depth a product of every pair; the axes are listed in order."""
+    """An empty contraction is zero, one without depth a product of every pair; axes of extent 1 need not be summed,
+    and the others are listed in order."""
     lhs, rhs = node.inputs
     if lhs.size == 0 or rhs.size == 0:
         return zeros(node)
     pairs = list(zip(node.attributes["lhs_contract"], node.attributes["rhs_contract"], strict=True))
     if all(lhs.shape[a] == 1 for a, _ in pairs):
         return _outer_product(node)
+    if any(lhs.shape[a] == 1 for a, _ in pairs):
+        return _without_unit_axes(node, [pair for pair in pairs if lhs.shape[pair[0]] == 1])
     ordered = sorted(pairs)
     if pairs == ordered:
         return None
     left, right = zip(*ordered, strict=True)
     return ops.dot_general(lhs, rhs, **{**node.attributes, "lhs_contract": left, "rhs_contract": right})
+
+
+def _without_unit_axes(node: Node, unit: list[tuple[int, int]]) -> Node:
+    """The contraction of the operands without these contracted axes."""
+    operands, attributes = [], {}
+    for side, operand, dropped in zip(("lhs", "rhs"), node.inputs, zip(*unit, strict=True), strict=True):
+        kept = [axis for axis in range(operand.rank) if axis not in dropped]
+        operands.append(ops.reshape(operand, shape=tuple(operand.shape[axis] for axis in kept)))
+        for name in (f"{side}_batch", f"{side}_contract"):
+            attributes[name] = tuple(kept.index(axis) for axis in node.attributes[name] if axis not in dropped)
+    return ops.dot_general(*operands, **attributes)
 
 
 def _outer_product(node: Node) -> Node:

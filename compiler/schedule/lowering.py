@@ -14,7 +14,6 @@ from .index import ZERO, FloorDivision, FromData, Index, Remainder, Variable
 from .loop_ir import (
     Apply,
     ContractionKernel,
-    IndexValue,
     Kernel,
     Literal,
     LoopKernel,

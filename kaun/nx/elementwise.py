@@ -114,6 +114,7 @@ def pow(x1: TensorLike, x2: TensorLike, /) -> Tensor:
 
     A whole Python number as exponent (up to 64) is computed by multiplications, 0.5 by a square root. Integers to a
     negative Python number: ValueError; to negative elements of a tensor: the true power rounded towards zero.
+    Integer powers beyond the dtype wrap while the exponent is less than its number of bits, and are unspecified above.
     """
     if isinstance(x2, NUMBERS) and not isinstance(x2, bool) and not isinstance(x1, NUMBERS):
         base = node_of("nx.pow", x1)
@@ -147,21 +148,21 @@ def _repeated(base: Node, exponent: int) -> Node:
 
 
 def _integer_power(base: Node, exponent: Node) -> Node:
-    """Repeated squaring over the bits of the exponent; products wrap."""
+    """Repeated squaring over the bits of an exponent in [0, bits of the dtype); products wrap."""
     dtype, shape = base.dtype, base.shape
     zero, one = full(0, dtype, shape), full(1, dtype, shape)
     result, square = one, base
-    for bit in range(dtype.bits - (dtype.kind == "signed")):
+    for bit in range(dtype.bits.bit_length() - 1):
         is_set = ops.ne(ops.and_(exponent, full(1 << bit, dtype, shape)), zero)
         result = ops.where(is_set, result * square, result)
         square = square * square
+    # Outside, only 1 and -1 have a power that is not 0 or too large; they are their own inverses.
+    unit, outside = ops.eq(base, one), ops.le(full(dtype.bits, dtype, shape), exponent)
     if dtype.kind == "signed":
-        # Only 1 and -1 have whole inverses, and they are their own.
-        unit = ops.eq(base * base, one)
-        odd = ops.ne(ops.and_(exponent, one), zero)
-        inverse = ops.where(unit, ops.where(odd, base, one), zero)
-        result = ops.where(ops.lt(exponent, zero), inverse, result)
-    return result
+        unit = ops.or_(unit, ops.eq(base, full(-1, dtype, shape)))
+        outside = ops.or_(outside, ops.lt(exponent, zero))
+    odd = ops.ne(ops.and_(exponent, one), zero)
+    return ops.where(outside, ops.where(unit, ops.where(odd, base, one), zero), result)
 
 
 def negative(x: TensorLike, /) -> Tensor:

@@ -60,7 +60,8 @@ def _polynomial(x: Node, middle: float, coefficients: tuple[float, ...]) -> Node
 
 def _ratio(w: Node) -> Node:
     """erfinv(x) / x."""
-    root = ops.sqrt(w)
+    # Kept from 0, where it is not used and its derivative is infinite.
+    root = ops.sqrt(ops.maximum(w, w.like(1.0)))
     if w.dtype is dtypes.float32:
         near = _polynomial(w, 2.5, _SINGLE_NEAR)
         far = _polynomial(root, (math.sqrt(5.0) + 5.0) / 2, _SINGLE_FAR)
@@ -77,7 +78,8 @@ def inverse_error(x: Node) -> Node:
     end = ops.eq(ops.abs_(x), one)
     inside = ops.where(end, x.like(0.0), x)
     w = -ops.log((1.0 - inside) * (1.0 + inside))
-    return ops.where(end, x * math.inf, inside * _ratio(w))
+    limit = ops.where(ops.lt(x, x.like(0.0)), x.like(-math.inf), x.like(math.inf))
+    return ops.where(end, limit, inside * _ratio(w))
 
 
 def from_tail(p: Node) -> Node:

@@ -33,6 +33,11 @@ def _minus_abs(node: Node) -> Node:
     return ops.where(ops.lt(node, node.like(0.0)), node, -node)
 
 
+def _size(node: Node) -> Node:
+    """|x|, with derivative 1 at 0, so that an odd function of it with the sign put back has its slope there."""
+    return ops.where(ops.lt(node, node.like(0.0)), -node, node)
+
+
 # Exponentials and logarithms.
 
 
@@ -87,12 +92,15 @@ def acos(x: TensorLike, /) -> Tensor:
 def atan2(x1: TensorLike, x2: TensorLike, /) -> Tensor:
     """The angle in [-pi, pi] of the point (x2, x1), in the right quadrant, signed zeros and infinities included."""
     y, x = _float_pair("nx.atan2", x1, x2)
-    height, width = ops.abs_(y), ops.abs_(x)
-    infinite = ops.and_(ops.eq(height, height.like(math.inf)), ops.eq(width, width.like(math.inf)))
-    origin = ops.and_(ops.eq(height, height.like(0.0)), ops.eq(width, width.like(0.0)))
-    one = height.like(1.0)
-    ratio = ops.where(infinite, one, height) / ops.where(ops.or_(infinite, origin), one, width)
-    angle = ops.atan(ratio)
+    height, width = _size(y), _size(x)
+    steep = ops.lt(width, height)
+    high, low = ops.where(steep, height, width), ops.where(steep, width, height)
+    # Both infinite: 45 degrees; both zero: none.
+    infinite = ops.and_(ops.eq(high, low), ops.eq(high, high.like(math.inf)))
+    one = high.like(1.0)
+    divisor = ops.where(ops.or_(infinite, ops.eq(high, high.like(0.0))), one, high)
+    angle = ops.atan(ops.where(infinite, one, low) / divisor)
+    angle = ops.where(steep, math.pi / 2 - angle, angle)
     left = ops.lt(copysign(1.0, Tensor(x))._node, x.like(0.0))
     return copysign(Tensor(ops.where(left, math.pi - angle, angle)), Tensor(y))
 
@@ -100,7 +108,7 @@ def atan2(x1: TensorLike, x2: TensorLike, /) -> Tensor:
 def sinh(x: TensorLike, /) -> Tensor:
     """(exp(x) - exp(-x)) / 2, from expm1 near 0 and from exp(x / 2) squared where exp(x) overflows."""
     node = _float("nx.sinh", x)
-    size = ops.abs_(node)
+    size = _size(node)
     limit = size.like(10.0 if node.dtype.compute.bits == 32 else 20.0)  # From here on exp(-x) does not count.
     e = ops.expm1(ops.minimum(size, limit))
     half = ops.exp(size * 0.5)
@@ -111,14 +119,14 @@ def sinh(x: TensorLike, /) -> Tensor:
 def cosh(x: TensorLike, /) -> Tensor:
     """(exp(x) + exp(-x)) / 2, from exp(x / 2) squared, which overflows only where the result does."""
     node = _float("nx.cosh", x)
-    half = ops.exp(ops.where(ops.lt(node, node.like(0.0)), -node, node) * 0.5)
+    half = ops.exp(_size(node) * 0.5)
     return Tensor((half * 0.5) * half + 0.5 / half / half)
 
 
 def asinh(x: TensorLike, /) -> Tensor:
     """log(x + sqrt(x * x + 1)), as log1p(|x| + x * x / (1 + sqrt(x * x + 1))) with the sign of x."""
     node = _float("nx.asinh", x)
-    size = ops.abs_(node)
+    size = _size(node)
     large = ops.lt(size.like(2.0**13 if node.dtype.compute.bits == 32 else 2.0**28), size)
     safe = ops.where(large, size.like(1.0), size)
     squared = safe * safe

@@ -16,7 +16,8 @@ def test_activations_agree_with_pytorch(name):
     function = getattr(fn, name.rpartition("/")[2], None)
     if name.endswith("gelu_tanh"):
         function = lambda x: fn.gelu(x, approximate="tanh")  # noqa: E731
-    check(name, function, tuple(key for key in values if key in ("x", "alpha")))
+    # The gradient of softmax is a difference of nearly equal numbers.
+    check(name, function, tuple(key for key in values if key in ("x", "alpha")), 1e-4 if "softmax" in name else 2e-5)
 
 
 # The slopes far to the left and far to the right.

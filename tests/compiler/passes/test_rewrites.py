@@ -106,6 +106,12 @@ CANONICAL: dict[str, tuple[Node, Node]] = {
         dot(ops.reshape(v, shape=(6, 1)), row, (1,), (0,)),
         ops.broadcast(ops.reshape(v, shape=(6, 1)), shape=(6, 3)) * ops.broadcast(row, shape=(6, 3)),
     ),
+    "contraction of unit axes": (
+        dot(tensor("p", 4, 1, 3), tensor("q", 3, 5, 1), (2, 1), (0, 2)),
+        dot(
+            ops.reshape(tensor("p", 4, 1, 3), shape=(4, 3)), ops.reshape(tensor("q", 3, 5, 1), shape=(3, 5)), (1,), (0,)
+        ),
+    ),
     "contraction axes in order": (dot(x, y, (1, 0), (1, 0)), dot(x, y, (0, 1), (0, 1))),
     "gather from a constant": (ops.gather(constant(3, 5, 2), i), constant(3, 4, 2)),
     "scatter of zeros": (ops.scatter_add(i, constant(0, 4, 2), size=9), constant(0, 9, 2)),

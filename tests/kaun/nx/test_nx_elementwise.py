@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nx_strategies import array, broadcastable
 
-from kaun import nx
+from kaun import grad, nx
 
 SEEDS = st.integers(0, 2**16)
 SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 1e-30, -1e-30, 1e30, -1e30, np.inf, -np.inf, np.nan], np.float32)
@@ -96,7 +95,7 @@ def test_powers_with_python_exponents_agree(exponent):
 
 
 def test_integer_powers_wrap_and_refuse_negative_exponents():
-    base, exponent = np.array([3, -2, 0, 1, -1, 7]), np.array([5, 3, 0, 60, 7, 30])
+    base, exponent = np.array([3, -2, 0, 1, -1, 7]), np.array([5, 3, 0, 900, 77, 30])
     np.testing.assert_array_equal((nx.asarray(base) ** nx.asarray(exponent)).numpy(), base**exponent)
     np.testing.assert_array_equal((nx.asarray(base) ** 3).numpy(), base**3)
     np.testing.assert_array_equal((2 ** nx.arange(6)).numpy(), 2 ** np.arange(6))
@@ -164,13 +163,14 @@ def test_functions_of_two_arguments_treat_special_values_as_numpy():
         if function is np.hypot:  # NumPy: infinite even beside NaN; here too.
             assert np.isinf(result.numpy()[np.isinf(expected)]).all()
         np.testing.assert_allclose(result.numpy(), expected, rtol=2e-6, err_msg=function.__name__)
-        known = ~np.isnan(expected)
-        np.testing.assert_array_equal(np.signbit(result.numpy())[known], np.signbit(expected)[known])
+        if function is not np.maximum:  # Which of 0.0 and -0.0 is greater is left open.
+            known = ~np.isnan(expected)
+            np.testing.assert_array_equal(np.signbit(result.numpy())[known], np.signbit(expected)[known])
 
 
 def test_classification_agrees_with_numpy_for_every_dtype():
     for dtype in (np.float16, np.float32, np.float64):
-        x = SPECIAL[:8].astype(dtype).tolist() + [math.inf, -math.inf, math.nan]
+        x = [*SPECIAL[:8].astype(dtype).tolist(), math.inf, -math.inf, math.nan]
         x = np.array(x, dtype)
         for name in ("isnan", "isinf", "isfinite", "signbit"):
             np.testing.assert_array_equal(getattr(nx, name)(x).numpy(), getattr(np, name)(x))
@@ -230,8 +230,8 @@ def test_activations_agree_with_their_formulas_and_stay_finite():
     results = [nx.sigmoid(a), nx.softplus(a), nx.log_sigmoid(a), nx.relu(a), nx.erf(a)]
     nx.realize(*results)
     expected = [
-        scipy.special.expit(wide), np.logaddexp(wide, 0), scipy.special.log_expit(wide), np.maximum(wide, 0),
-        scipy.special.erf(wide),
+        np.exp(-np.logaddexp(0, -wide)), np.logaddexp(wide, 0), -np.logaddexp(0, -wide), np.maximum(wide, 0),
+        [math.erf(v) for v in wide],
     ]  # fmt: skip
     for result, one in zip(results, expected, strict=True):
         np.testing.assert_allclose(result.numpy(), one, rtol=3e-6, atol=1e-37)
@@ -239,12 +239,35 @@ def test_activations_agree_with_their_formulas_and_stay_finite():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 5e-7), (np.float64, 1e-13)])
-def test_erfinv_agrees_with_scipy_up_to_the_ends(dtype, tolerance):
+def test_erfinv_inverts_erf_up_to_the_ends(dtype, tolerance):
     eps = np.finfo(dtype).eps
     near_one = 1 - eps * 2.0 ** np.arange(-1, 20)
-    x = np.concatenate([np.linspace(-0.999, 0.999, 501), near_one, -near_one, [1e-20, 0.0]]).astype(dtype)
-    np.testing.assert_allclose(
-        nx.erfinv(x).numpy(), scipy.special.erfinv(x.astype(np.float64)), rtol=tolerance, atol=0
-    )
+    x = np.concatenate([np.linspace(-0.999, 0.999, 500), near_one, -near_one, [1e-20, -1e-3]]).astype(dtype)
+    for value, inverse in zip(x.tolist(), nx.erfinv(x).tolist(), strict=True):
+        # What erf of the result misses, over the slope of erf, is the error; erfc is accurate near 1.
+        size, result = abs(value), abs(inverse)
+        missed = math.erf(result) - size if size < 0.5 else (1 - size) - math.erfc(result)
+        slope = 2 / math.sqrt(math.pi) * math.exp(-result * result)
+        assert abs(missed / slope) <= tolerance * result and (value > 0) == (inverse > 0), value
+    assert nx.erfinv(np.zeros(1, dtype)).item() == 0
     ends = nx.erfinv(np.array([1, -1, 1.5], dtype)).numpy()
     assert ends[0] == np.inf and ends[1] == -np.inf and np.isnan(ends[2])
+
+
+def test_derivatives_are_right_where_formulas_change():
+    cases = [
+        (nx.relu, 0.0, 0.0), (nx.sigmoid, 0.0, 0.25), (nx.softplus, 0.0, 0.5), (nx.log_sigmoid, 0.0, 0.5),
+        (nx.sinh, 0.0, 1.0), (nx.cosh, 0.0, 0.0), (nx.asinh, 0.0, 1.0), (nx.atanh, 0.0, 1.0), (nx.sign, 0.0, 0.0),
+        (nx.sigmoid, -200.0, 0.0), (nx.softplus, 200.0, 1.0), (nx.erfinv, 0.0, math.sqrt(math.pi) / 2),
+        (lambda x: nx.atan2(x, 2.0), 0.0, 0.5), (lambda x: nx.atan2(2.0, x), 0.0, -0.5),
+        (lambda x: nx.hypot(x, 4.0), 3.0, 0.6), (lambda x: nx.hypot(x, 3.0), 3.0, math.sqrt(0.5)),
+        (lambda x: nx.logaddexp(x, 1.0), 1.0, 0.5), (lambda x: nx.logaddexp(-math.inf, x), 1.0, 1.0),
+        (lambda x: x**2, 0.0, 0.0), (lambda x: x**3, -2.0, 12.0), (lambda x: x**-1, -2.0, -0.25),
+        (lambda x: nx.prod(nx.stack([x, x + 3.0, x + 4.0])), 0.0, 12.0), (lambda x: x % 3.0, 4.0, 1.0),
+        (lambda x: nx.logsumexp(nx.stack([x, x, x])), 5.0, 1.0), (lambda x: nx.copysign(x, -1.0), 2.0, -1.0),
+        (lambda x: nx.softmax(nx.stack([x, nx.asarray(0.0)]))[0], 0.0, 0.25),
+    ]  # fmt: skip
+    gradients = [grad(function)(nx.asarray(point)) for function, point, _ in cases]
+    nx.realize(*gradients)
+    for number, (gradient, (_, _, expected)) in enumerate(zip(gradients, cases, strict=True)):
+        np.testing.assert_allclose(gradient.item(), expected, rtol=1e-5, atol=1e-7, err_msg=f"case {number}")

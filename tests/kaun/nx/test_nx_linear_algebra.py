@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kaun.compiler.ir import ops, topological
 from nx_strategies import array, broadcastable
 
 from kaun import execution, nx
-from kaun.compiler.ir import ops, topological
 
 SEEDS = st.integers(0, 2**16)
 

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from kaun.compiler.ir import dtypes
 
 from kaun import nx
-from kaun.compiler.ir import dtypes
 
 NUMPY_KNOWN = [d for d in dtypes.ALL if d is not dtypes.bfloat16]
 
@@ -14,14 +14,15 @@ NUMPY_KNOWN = [d for d in dtypes.ALL if d is not dtypes.bfloat16]
 def test_pairs_of_one_kind_promote_as_numpy():
     for a, b in itertools.product(NUMPY_KNOWN, NUMPY_KNOWN):
         mixed = a.is_float != b.is_float and "bool" not in (a.kind, b.kind)
-        if mixed or dtypes.uint64 in (a, b) and "signed" in (a.kind, b.kind):
+        if mixed or (dtypes.uint64 in (a, b) and "signed" in (a.kind, b.kind)):
             continue
         assert nx.result_type(a, b).numpy == np.result_type(a.numpy, b.numpy), (a, b)
         assert (nx.ones(1, dtype=a) == nx.ones(1, dtype=b)).shape == (1,)
 
 
 def test_integers_take_the_dtype_of_floats():
-    for integer, number in itertools.product(("int8", "uint32", "int64"), ("float16", "bfloat16", "float32", "float64")):
+    floats = ("float16", "bfloat16", "float32", "float64")
+    for integer, number in itertools.product(("int8", "uint32", "int64"), floats):
         assert nx.result_type(integer, number).name == number
         assert (nx.ones(2, dtype=integer) * nx.ones(2, dtype=number)).dtype.name == number
 

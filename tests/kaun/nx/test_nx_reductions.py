@@ -1,10 +1,9 @@
-"""Reductions, statistics and the softmax family agree with NumPy and SciPy along any axes."""
+"""Reductions, statistics and the softmax family agree with NumPy along any axes."""
 
 import math
 
 import numpy as np
 import pytest
-import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nx_strategies import array, shapes
@@ -153,7 +152,9 @@ def test_the_softmax_family_is_stable_far_from_zero(axis):
     results = [nx.softmax(x, axis=axis), nx.log_softmax(x, axis=axis), nx.logsumexp(x, axis=axis)]
     nx.realize(*results)
     wide = x.astype(np.float64)
-    expected = [f(wide, axis=axis) for f in (scipy.special.softmax, scipy.special.log_softmax, scipy.special.logsumexp)]
+    highest = wide.max(axis=axis, keepdims=True)
+    total = np.log(np.exp(wide - highest).sum(axis=axis, keepdims=True)) + highest
+    expected = [np.exp(wide - total), wide - total, total.squeeze(axis)]
     for result, one in zip(results, expected, strict=True):
         np.testing.assert_allclose(result.numpy(), one, rtol=1e-5, atol=1e-5)
 

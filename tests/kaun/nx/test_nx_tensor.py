@@ -6,9 +6,9 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
+from kaun.compiler.ir import dtypes, ops, source
 
 from kaun import execution, nx
-from kaun.compiler.ir import dtypes, ops, source
 
 ALL = [d for d in dtypes.ALL]
 

@@ -1,0 +1,254 @@
+"""Training steps learn, follow from the state alone, and are traced once for each kind of input and loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import kaun as kn
+from kaun import layer, loss, nx, optim, ptree, train
+from kaun.layer import Layer, Vars
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(12, 3)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+
+
+class Traces:
+    """A layer that counts how often it is traced."""
+
+    def __init__(self):
+        self.count = 0
+
+    def layer(self):
+        def apply(params, state, x, *, dtype, training, ctx):
+            self.count += 1
+            return x, state
+
+        return Layer(lambda *, dtype: Vars((), (), dtype), apply)
+
+
+def trainer_of(*layers, lr=0.1, optimizer=None):
+    model = layer.sequential([layer.linear(in_features=3, out_features=2), *layers])
+    return train.make(model=model, optimizer=optimizer or optim.sgd(lr=lr))
+
+
+def started(trainer, seed=0, dtype=kn.float32):
+    with nx.rng.run(seed=seed):
+        return train.init(trainer, dtype=dtype)
+
+
+def cross_entropy(y):
+    return lambda logits: loss.cross_entropy_sparse(logits, y)
+
+
+def same_values(a, b):
+    pairs = zip(ptree.leaves(a.to_tree()), ptree.leaves(b.to_tree()), strict=True)
+    return all(np.array_equal(x.numpy(), y.numpy()) for x, y in pairs)
+
+
+def test_a_step_is_one_step_of_gradient_descent():
+    trainer = trainer_of(lr=0.5)
+    st = started(trainer)
+    value, after = train.step(trainer, st, X, loss=cross_entropy(nx.asarray(Y)))
+
+    def objective(params):
+        logits, _ = layer.apply(trainer.model, st.vars.with_params(params), X, training=True)
+        return loss.cross_entropy_sparse(logits, nx.asarray(Y))
+
+    expected, grads = kn.value_and_grad(objective)(st.vars.params)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    for new, old, g in zip(*map(ptree.leaves, (after.vars.params, st.vars.params, grads)), strict=True):
+        np.testing.assert_allclose(new.numpy(), old.numpy() - 0.5 * g.numpy(), rtol=1e-5, atol=1e-6)
+    assert int(after.step) == 1 and int(st.step) == 0
+
+
+def test_both_forms_of_fit_and_single_steps_give_the_same_state():
+    trainer = trainer_of(layer.dropout(rate=0.3), optimizer=optim.adam(lr=0.05))
+    st = started(trainer)
+    batches = [(nx.asarray(X[i : i + 4]), nx.asarray(Y[i : i + 4])) for i in (0, 4, 8)]
+    by_pairs = train.fit(trainer, st, batches, loss=loss.cross_entropy_sparse)
+    by_closures = train.fit(trainer, st, [(x, cross_entropy(y)) for x, y in batches])
+    by_steps = st
+    for x, y in batches:
+        _, by_steps = train.step(trainer, by_steps, x, loss=cross_entropy(y))
+    assert same_values(by_pairs, by_closures) and same_values(by_pairs, by_steps)
+    assert int(by_pairs.step) == 3
+
+
+def test_a_fresh_closure_per_batch_costs_no_trace():
+    traces = Traces()
+    trainer = trainer_of(traces.layer())
+    st = started(trainer)
+    losses = []
+    for step in range(20):
+        y = nx.asarray((Y + step) % 2)
+        value, st = train.step(trainer, st, X, loss=lambda logits, y=y: loss.cross_entropy_sparse(logits, y))
+        losses.append(float(value))
+    assert traces.count == 1
+    fresh = started(trainer)
+    for step, expected in enumerate(losses):
+        uncached = Uncacheable(nx.asarray((Y + step) % 2))
+        value, fresh = train.step(trainer, fresh, X, loss=uncached)
+        assert float(value) == pytest.approx(expected, rel=1e-6)
+    assert traces.count == 21
+
+
+class Uncacheable:
+    """A loss that cannot be seen through: traced at each step, and still right."""
+
+    def __init__(self, y):
+        self.y = y
+
+    def __call__(self, logits):
+        return loss.cross_entropy_sparse(logits, self.y)
+
+
+def test_new_shapes_dtypes_modes_and_losses_are_traced_once_each():
+    traces = Traces()
+    trainer = trainer_of(traces.layer())
+    st = started(trainer)
+    for expected, (x, y) in ((1, (X, Y)), (2, (X[:5], Y[:5])), (3, (X, Y.astype(np.int32))), (3, (X, Y))):
+        train.step(trainer, st, x, loss=cross_entropy(nx.asarray(y)))
+        assert traces.count == expected
+    train.step(trainer, st, X, loss=cross_entropy(nx.asarray(Y)), training=False)
+    assert traces.count == 4
+    train.step(trainer, st, X, loss=lambda logits: nx.mean(logits))
+    assert traces.count == 5
+    for _ in range(2):
+        train.predict(trainer, st, X)
+        assert traces.count == 6
+
+
+def test_labels_that_are_globals_are_read_anew_at_each_step(monkeypatch):
+    trainer = trainer_of()
+    st = started(trainer)
+    values = set()
+    for labels in (Y, 1 - Y):
+        monkeypatch.setitem(globals(), "LABELS", nx.asarray(labels))
+        values.add(float(train.step(trainer, st, X, loss=with_global_labels)[0]))
+    assert len(values) == 2
+
+
+LABELS: nx.Tensor
+
+
+def with_global_labels(logits):
+    return loss.cross_entropy_sparse(logits, LABELS)
+
+
+def test_random_numbers_follow_from_the_state_alone():
+    trainer = trainer_of(layer.dropout(rate=0.5))
+    st = started(trainer)
+    first, after = train.step(trainer, st, X, loss=cross_entropy(nx.asarray(Y)))
+    with nx.rng.run(seed=99):
+        again, _ = train.step(trainer, st, X, loss=cross_entropy(nx.asarray(Y)))
+    assert float(first) == float(again)
+    moved = train.State(st.vars, st.opt_state, after.step, st.rng)
+    assert float(train.step(trainer, moved, X, loss=cross_entropy(nx.asarray(Y)))[0]) != float(first)
+    assert same_values(started(trainer), st) and not same_values(started(trainer, seed=1), st)
+
+
+def test_predict_is_the_model_in_evaluation():
+    trainer = trainer_of(layer.batch_norm(num_features=2), layer.dropout(rate=0.9))
+    st = train.fit(trainer, started(trainer), [(X, Y)] * 3, loss=loss.cross_entropy_sparse)
+    assert not np.allclose(st.vars.state[1]["running_mean"].numpy(), 0)
+    expected, _ = layer.apply(trainer.model, st.vars, X, training=False)
+    np.testing.assert_allclose(train.predict(trainer, st, X).numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_training_learns_with_host_and_traced_schedules_clipping_and_context():
+    def weighted(params, state, x, *, dtype, training, ctx):
+        return x * ctx["temperature"], state
+
+    model = layer.sequential([
+        layer.linear(in_features=3, out_features=8), layer.tanh(), layer.linear(in_features=8, out_features=2),
+        Layer(lambda *, dtype: Vars((), (), dtype), weighted),
+    ])  # fmt: skip
+    schedule = optim.schedule.warmup_linear(init_value=0.0, peak_value=0.5, warmup_steps=5)
+    ctx = kn.context.Context(temperature=np.float32(2.0))
+    ends = []
+    for lr in (schedule, lambda step: schedule(step)):
+        trainer = train.make(model=model, optimizer=optim.chain([optim.clip_by_global_norm(1.0), optim.sgd(lr=lr)]))
+        st = train.fit(trainer, started(trainer), [(X, Y)] * 60, loss=loss.cross_entropy_sparse, ctx=ctx)
+        assert kn.metric.accuracy(train.predict(trainer, st, X, ctx=ctx), Y) == 1.0
+        ends.append(st)
+    for a, b in zip(*(ptree.leaves(st.vars.params) for st in ends), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_report_sees_every_step_and_early_stop_returns_the_state_reached():
+    trainer = trainer_of()
+    seen = []
+
+    def report(step, loss, state):
+        seen.append((step, loss, state))
+        if step == 3:
+            raise train.EarlyStop
+
+    st = train.fit(trainer, started(trainer), [(X, Y)] * 10, loss=loss.cross_entropy_sparse, report=report)
+    assert [step for step, _, _ in seen] == [1, 2, 3]
+    assert all(isinstance(value, float) for _, value, _ in seen) and seen[0][1] > seen[2][1]
+    assert st is seen[-1][2] and int(st.step) == 3
+
+
+def test_states_given_and_shown_stay_valid():
+    trainer = trainer_of(optimizer=optim.adam(lr=0.1))
+    st = started(trainer)
+    before = ptree.map(lambda leaf: leaf.numpy().copy(), st.to_tree())
+    shown = []
+    train.fit(
+        trainer, st, [(X, Y)] * 5, loss=loss.cross_entropy_sparse,
+        report=lambda step, loss, state: shown.append((state, ptree.map(lambda t: t.numpy().copy(), state.to_tree()))),
+    )  # fmt: skip
+    for state, copy in [(st, before), *shown]:
+        for leaf, value in zip(ptree.leaves(state.to_tree()), ptree.leaves(copy), strict=True):
+            np.testing.assert_array_equal(leaf.numpy(), value)
+
+
+def test_a_state_comes_back_from_its_tree():
+    trainer = trainer_of(layer.batch_norm(num_features=2), optimizer=optim.adamw(lr=0.1))
+    st = train.fit(trainer, started(trainer), [(X, Y)] * 2, loss=loss.cross_entropy_sparse)
+    assert same_values(started(trainer, seed=5).with_tree(st.to_tree()), st)
+
+
+def test_make_state_starts_from_given_variables():
+    trainer = trainer_of()
+    st = started(trainer)
+    again = train.make_state(trainer, st.vars)
+    assert again.vars is st.vars and int(again.step) == 0
+    with nx.rng.run(seed=1):
+        assert not np.array_equal(train.make_state(trainer, st.vars).rng.numpy(), again.rng.numpy())
+
+
+def test_the_progress_bar_shows_loss_and_speed(capsys):
+    trainer = trainer_of()
+    train.fit(trainer, started(trainer), [(X, Y)] * 3, loss=loss.cross_entropy_sparse, progress=True)
+    printed = capsys.readouterr().out
+    assert "3/3" in printed and "loss " in printed and "steps/s" in printed
+
+
+def test_training_in_bfloat16_and_float64_keeps_the_dtype():
+    for dtype in (kn.bfloat16, kn.float64):
+        trainer = trainer_of(optimizer=optim.adam(lr=0.1))
+        st = train.fit(trainer, started(trainer, dtype=dtype), [(X, Y)] * 2, loss=loss.cross_entropy_sparse)
+        assert {leaf.dtype for leaf in ptree.leaves(st.vars.params)} == {dtype}
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda t, st: train.step(t, st, X[:, :2], loss=nx.mean), ValueError, r"float32\[12, 2\].*\(in layer 0\)"),
+        (lambda t, st: train.step(t, st, X, loss=lambda z: z), ValueError, r"loss of float32\[12, 2\], expected a float"),
+        (lambda t, st: train.step(t, st, X, loss=lambda z: nx.argmax(z)), ValueError, r"loss of int64\[\]"),
+        (lambda t, st: train.step(t, st, X, loss=lambda z: float(nx.mean(z))), ValueError, "traced"),
+        (lambda t, st: train.fit(t, st, [(X, Y)]), TypeError, r"element 1 is \(x, ndarray\), expected \(x, loss_fn\)"),
+        (lambda t, st: train.fit(t, st, [X], loss=loss.mse), TypeError, "element 1 is a ndarray, expected a pair"),
+        (lambda t, st: train.make(model=layer.relu, optimizer=optim.sgd(lr=1.0)), TypeError, "expected a Layer"),
+        (lambda t, st: train.make(model=layer.relu(), optimizer=0.1), TypeError, "got optimizer float"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    trainer = trainer_of()
+    with pytest.raises(error, match=message):
+        call(trainer, started(trainer))
