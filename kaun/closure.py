@@ -16,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import os
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -154,7 +156,7 @@ class _Walk:
         return (value.__name__, *parts)
 
 
-# --- putting other tensors in ------------------------------------------------------------------------------------------
+# --- putting other tensors in ----------------------------------------------------------------------------------------
 
 
 def _replace(value: Any, tensors: Iterator[nx.Tensor]) -> Any:
@@ -205,18 +207,27 @@ def _replace_in_function(function: types.FunctionType, tensors: Iterator[nx.Tens
     return made
 
 
-# --- looking -----------------------------------------------------------------------------------------------------------
+# --- looking ---------------------------------------------------------------------------------------------------------
 
 
 def _module_of(value: type | types.ModuleType) -> str:
     return value.__name__ if isinstance(value, types.ModuleType) else value.__module__
 
 
+_STANDARD_LIBRARY = tuple(os.path.abspath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib"))
+
+
 @functools.lru_cache(maxsize=4096)
 def _is_trusted(module: str | None) -> bool:
-    """Whether a module's functions, classes and globals are taken to stay as they are: this package, NumPy, Python's."""
+    """Whether a module's functions, classes and globals are taken not to change: this package, NumPy, Python's own."""
     root = (module or "").partition(".")[0]
-    return root in ("kaun", "numpy", "builtins") or (root in sys.stdlib_module_names and root != "__main__")
+    if root in ("kaun", "numpy", "builtins"):
+        return True
+    if root not in sys.stdlib_module_names or root not in sys.modules:
+        return False
+    # A user's own file may have the name of a standard module.
+    file = getattr(sys.modules[root], "__file__", None)
+    return file is None or os.path.abspath(file).startswith(_STANDARD_LIBRARY)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kaun import fn, init as initializers, nx, ptree  # noqa: I001
+from kaun import fn, nx, ptree
+from kaun import init as initializers
 from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType, float32
 from kaun.compiler.ir.dtypes import of as dtype_of
@@ -103,7 +104,7 @@ def _parameters(function: str, params: Tree, *shapes: tuple[str, tuple[int, ...]
     found = []
     for name, shape in shapes:
         path = f"{source.layer_path()}.{name}".lstrip(".")
-        if not isinstance(params, ptree.Dict) or name not in params:
+        if not isinstance(params, Mapping) or name not in params:
             raise invalid_value(f"layer.{function}", f"no entry `{path}` in the layer's variables")
         entry = nx.asarray(params[name])
         if entry.shape != shape:
@@ -271,7 +272,7 @@ def embedding(
     return Layer(init, apply)
 
 
-# --- normalisation and dropout -----------------------------------------------------------------------------------------
+# --- normalisation and dropout ---------------------------------------------------------------------------------------
 
 
 def layer_norm(*, dim: int, eps: float = 1e-5) -> Layer:
@@ -368,7 +369,7 @@ def dropout(*, rate: float) -> Layer:
     return dataclasses.replace(_stateless(lambda x: x), apply=apply)
 
 
-# --- without parameters --------------------------------------------------------------------------------------------------
+# --- without parameters ----------------------------------------------------------------------------------------------
 
 
 def relu() -> Layer:
@@ -437,7 +438,7 @@ def flatten() -> Layer:
     return _stateless(flat)
 
 
-# --- composition -------------------------------------------------------------------------------------------------------
+# --- composition -----------------------------------------------------------------------------------------------------
 
 
 def sequential(layers: Sequence[Layer]) -> Layer:
@@ -456,14 +457,15 @@ def sequential(layers: Sequence[Layer]) -> Layer:
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Any, Tree]:
         for name, tree in (("parameters", params), ("state", state)):
-            if not isinstance(tree, tuple) or len(tree) != len(children):
+            if not isinstance(tree, (tuple, list)) or len(tree) != len(children):
                 raise ValueError(
-                    located(f"layer.sequential: got {name} {ptree_kind(tree)}, expected a tuple of {len(children)}")
+                    located(f"layer.sequential: got {name} {_kind_of(tree)}, expected a tuple of {len(children)}")
                 )
         states = []
         for position, child in enumerate(children):
             with source.layer(str(position)):
-                x, new_state = child.apply(params[position], state[position], x, dtype=dtype, training=training, ctx=ctx)
+                variables = params[position], state[position]
+                x, new_state = child.apply(*variables, x, dtype=dtype, training=training, ctx=ctx)
             states.append(new_state)
         return x, tuple(states)
 
@@ -490,9 +492,9 @@ def compose(left: Layer, right: Layer) -> Layer:
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Any, Tree]:
         for what, tree in (("parameters", params), ("state", state)):
-            if not isinstance(tree, ptree.Dict) or set(tree) != set(children):
+            if not isinstance(tree, Mapping) or set(tree) != set(children):
                 raise ValueError(
-                    located(f"layer.compose: got {what} {ptree_kind(tree)}, expected a Dict with keys left and right")
+                    located(f"layer.compose: got {what} {_kind_of(tree)}, expected a Dict with keys left and right")
                 )
         states = {}
         for name, child in children.items():
@@ -532,8 +534,8 @@ def _check_layers(function: str, children: Sequence[object]) -> None:
             )
 
 
-def ptree_kind(tree: Tree) -> str:
+def _kind_of(tree: Tree) -> str:
     """What a tree is at its top, for messages."""
-    if isinstance(tree, tuple):
+    if isinstance(tree, (tuple, list)):
         return f"a tuple of {len(tree)}"
-    return f"a Dict with keys {list(tree)}" if isinstance(tree, ptree.Dict) else f"a {type(tree).__name__}"
+    return f"a Dict with keys {list(tree)}" if isinstance(tree, Mapping) else f"a {type(tree).__name__}"

@@ -68,7 +68,7 @@ def eval_many(f: Callable[[Any], Mapping[str, Any]], data: Iterable[Any]) -> dic
     return {name: means.mean(name) for name in names}
 
 
-# --- classification ----------------------------------------------------------------------------------------------------
+# --- classification --------------------------------------------------------------------------------------------------
 
 
 def _classes(function: str, predictions: Any, targets: Any) -> tuple[Tensor, Tensor, int]:
@@ -161,8 +161,8 @@ def _score(function: str, predictions: Any, targets: Any, average: str, score: C
 def precision(predictions: Any, targets: Any, *, average: str = "macro") -> float:
     """Of the predictions of a class, the fraction that is right (0 if there are none), averaged over the classes.
 
-    `average` is "macro" (over classes), "weighted" (by how often each occurs) or "micro" (all counts pooled). Takes what
-    `accuracy` takes. Only classes that occur in the predictions or the targets count.
+    `average` is "macro" (over classes), "weighted" (by how often each occurs) or "micro" (all counts pooled). Takes
+    what `accuracy` takes. Only classes that occur in the predictions or the targets count.
     """
     return _score("precision", predictions, targets, average, lambda right, guessed, actual: _ratio(right, guessed))
 
@@ -173,7 +173,7 @@ def recall(predictions: Any, targets: Any, *, average: str = "macro") -> float:
 
 
 def f1(predictions: Any, targets: Any, *, average: str = "macro") -> float:
-    """The harmonic mean of precision and recall, 2 * right / (predictions + occurrences), averaged as in `precision`."""
+    """The harmonic mean of the two, 2 * right / (predictions + occurrences), averaged as in `precision`."""
     return _score(
         "f1", predictions, targets, average, lambda right, guessed, actual: _ratio(2 * right, guessed + actual)
     )

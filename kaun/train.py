@@ -16,8 +16,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from kaun import nx, optim, ptree, tracing
 from kaun import layer as layers
+from kaun import nx, optim, ptree, tracing
 from kaun.closure import Captured, capture
 from kaun.compiler.ir import ops, source
 from kaun.compiler.ir.dtypes import DType, float32, int32, uint32
@@ -36,7 +36,7 @@ Loss = Callable[..., Tensor]
 _MOST_STEPS = 64
 
 
-class EarlyStop(Exception):  # noqa: N818
+class EarlyStop(Exception):
     """Raise it in `report` to end `fit`, which then returns the state it has reached."""
 
 
@@ -89,7 +89,7 @@ def make(*, model: Layer, optimizer: Transformation) -> Trainer:
 
 
 def init(trainer: Trainer, *, dtype: DType = float32) -> State:
-    """A fresh state: variables from the model's initialisers, which draw from the RNG scope, as does the state's key."""
+    """A fresh state: variables from the model's initialisers, and a key; both draw from the RNG scope."""
     return make_state(trainer, layers.init(trainer.model, dtype=dtype))
 
 
@@ -266,7 +266,7 @@ def _element(number: int, element: Any, loss: Loss | None) -> tuple[Any, tuple[A
     return x, (), second
 
 
-def _length(data: Iterable[Any]) -> int | None:
+def _length(data: Any) -> int | None:
     length = getattr(data, "length", None)
     if callable(length):
         length = length()

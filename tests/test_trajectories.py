@@ -5,6 +5,8 @@ The NumPy side works in float64 with gradients derived by hand; nothing of it co
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ STEPS = 50
 CLASSES = 5
 
 
-# --- the mathematics, by hand ------------------------------------------------------------------------------------------
+# --- the mathematics, by hand ----------------------------------------------------------------------------------------
 
 
 def softmax_cross_entropy(logits, classes):
@@ -95,8 +97,8 @@ class BatchNorm:
 
 
 class Relu:
-    params: dict = {}
-    grads: dict = {}
+    params: ClassVar[dict] = {}
+    grads: ClassVar[dict] = {}
 
     def forward(self, x):
         self.on = x > 0
@@ -107,8 +109,8 @@ class Relu:
 
 
 class MaxPool2:
-    params: dict = {}
-    grads: dict = {}
+    params: ClassVar[dict] = {}
+    grads: ClassVar[dict] = {}
 
     def forward(self, x):
         n, c, h, w = x.shape
@@ -124,8 +126,8 @@ class MaxPool2:
 
 
 class Flatten:
-    params: dict = {}
-    grads: dict = {}
+    params: ClassVar[dict] = {}
+    grads: ClassVar[dict] = {}
 
     def forward(self, x):
         self.shape = x.shape
@@ -174,7 +176,7 @@ def numpy_trajectory(layers, optimizer, batches):
     return losses
 
 
-# --- the comparison ----------------------------------------------------------------------------------------------------
+# --- the comparison --------------------------------------------------------------------------------------------------
 
 
 def batches_of(shape, seed=0):

@@ -14,9 +14,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
-
 from kaun.compiler.codegen import vector_math
+from llvmlite import ir
 
 Array = np.ndarray[Any, Any]
 
@@ -50,8 +49,8 @@ class CompiledFunction:
         """How many instructions one turn of the loop has, with its load, store and counting (x86 assembly only)."""
         lines = [line.strip() for line in self.assembly.splitlines()]
         positions = {line.split(":")[0]: i for i, line in enumerate(lines) if re.match(r"\.LBB\w+:", line)}
-        jumps = [(i, positions.get(line.split()[-1], len(lines))) for i, line in enumerate(lines) if re.match(r"j\w", line)]
-        spans = [(start, end) for end, start in jumps if start < end]
+        jumps = [(end, line.split()[-1]) for end, line in enumerate(lines) if re.match(r"j\w", line)]
+        spans = [(positions[target], end) for end, target in jumps if positions.get(target, end) < end]
         if not spans:
             return 0
         start, end = min(spans)
@@ -75,11 +74,10 @@ def loop_module(function: str, dtype: np.dtype[Any], width: int, has_fma: bool) 
     builder.position_at_end(body)
     position = builder.phi(index)
     position.add_incoming(ir.Constant(index, 0), entry)
-    values = [
-        builder.load(builder.gep(p, [position], source_etype=element), align=dtype.itemsize, typ=lane_type) for p in inputs
-    ]
+    places = [builder.gep(base, [position], source_etype=element) for base in (*inputs, output)]
+    values = [builder.load(place, align=dtype.itemsize, typ=lane_type) for place in places[:-1]]
     result = vector_math.emit(builder, function, values, has_fma=has_fma)
-    builder.store(result, builder.gep(output, [position], source_etype=element), align=dtype.itemsize)
+    builder.store(result, places[-1], align=dtype.itemsize)
     following = builder.add(position, ir.Constant(index, width))
     position.add_incoming(following, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, count), body, leave)

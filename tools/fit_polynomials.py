@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mpmath as mp
+import mpmath as mp  # type: ignore[import-untyped]
 import numpy as np
 
 Real = Any  # mpmath.mpf; mpmath carries no types
@@ -125,7 +125,9 @@ def solve(fit: Fit) -> Fitted:
         return Fitted(tuple(coefficients), float(max(abs(error) for error in errors)))
 
 
-def polished(coefficients: Sequence[float], errors: np.ndarray, weighted_powers: np.ndarray) -> Fitted:
+def polished(
+    coefficients: Sequence[float], errors: np.ndarray[Any, Any], weighted_powers: np.ndarray[Any, Any]
+) -> Fitted:
     """Moves float32 coefficients one at a time to a neighbour as long as that lowers the largest error noticeably."""
     current = np.array(coefficients, np.float32)
     improved = True
@@ -216,7 +218,8 @@ def log_ratio_bound() -> Real:
 
 def atanh_fit(name: str, terms: int, count: int) -> Fit:
     """P with 2 atanh(s) = 2 s + ... + s**(2 terms + 1) P(s**2): `terms` leading terms are kept exact."""
-    meaning = "P with 2 atanh(s) = 2 s + s**3 P(s**2)" if terms == 1 else "P with 2 atanh(s) = 2 s + 2/3 s**3 + s**5 P(s**2)"
+    leading = "2 s" if terms == 1 else "2 s + 2/3 s**3"
+    meaning = f"P with 2 atanh(s) = {leading} + s**{2 * terms + 1} P(s**2)"
 
     def target(t: Real) -> Real:
         exact = sum(2 * t**k / (2 * k + 1) for k in range(terms))
@@ -253,7 +256,7 @@ def erf_fit(bits: int, count: int, saturation: str) -> Fit:
 
 
 def exp2_fit(bits: int, count: int) -> Fit:
-    # The rounding of ln(2) is left out of the fit: in both formats it is below 2**-4 ulp.
+    # The rounding of ln(2) is left out of the fit, which could not make up for it: 2**-28 of ln(2), or 2**-54.
     return Fit(
         f"EXP2_FLOAT{bits}",
         "P with 2**f = 1 + f (P[0] + P[1] f + ...), |f| <= 1/2",
@@ -319,7 +322,7 @@ def all_fits() -> tuple[Fit, ...]:
 def coefficients_text(fits: Sequence[Fit]) -> str:
     """The source of the coefficients file."""
     lines = [
-        '"""The polynomial coefficients of the vector math, as `python -m kaun.tools.fit_polynomials --write` derives them.',
+        '"""The polynomial coefficients of the vector math, derived by `python -m kaun.tools.fit_polynomials --write`.',
         "",
         "Lowest order first. The comment of each gives the largest weighted error of the rounded polynomial.",
         '"""',
@@ -357,7 +360,7 @@ def half_pi_parts(bits: int, part_bits: Sequence[int]) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: print the coefficients file, write it, or check that it is what this script derives."""
+    """Command line: print the coefficients file, or write it."""
     parser = argparse.ArgumentParser(prog="python -m kaun.tools.fit_polynomials", description=__doc__)
     parser.add_argument("--write", action="store_true", help="overwrite the coefficients file")
     options = parser.parse_args(arguments)

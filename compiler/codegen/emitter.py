@@ -128,7 +128,9 @@ class Emitter:
         self.builder = builder
         self.arithmetic = arithmetic
         self.pointers = pointers
+        # The scopes expressions may be emitted in now, and all that are open.
         self.scopes: list[Scope] = [Scope(frozenset())]
+        self._open: list[Scope] = list(self.scopes)
         self.bindings: dict[Variable, ir.Value] = {}
         self.lanes: Lanes | None = None
         self.reduced: dict[Reduction, ir.Value] = {}
@@ -143,6 +145,7 @@ class Emitter:
         scope = Scope(frozenset(bindings))
         outer_lanes = self.lanes
         self.scopes.append(scope)
+        self._open.append(scope)
         self.bindings.update(bindings)
         if lanes is not None:
             self.lanes = lanes
@@ -150,6 +153,7 @@ class Emitter:
             yield scope
         finally:
             self.scopes.pop()
+            self._open.remove(scope)
             self.lanes = outer_lanes
 
     @contextmanager
@@ -165,14 +169,14 @@ class Emitter:
             yield
         finally:
             self.scopes = self.scopes + inner
-            self._advance(target, self.builder.block)
             if target is not here:
+                scope.block = self.builder.block
                 self.builder.position_at_end(here)
 
     def _advance(self, old: ir.Block, new: ir.Block) -> None:
         """The code that ended in block `old` now ends in `new`."""
         if old is not new:
-            for scope in self.scopes:
+            for scope in self._open:
                 if scope.block is old:
                     scope.block = new
 
@@ -441,7 +445,11 @@ class Emitter:
         arguments = [self.evaluate(a) for a in value.arguments]
         if any(lanes_of(a) for a in arguments) or self._varies(value.variables):
             arguments = [self.spread(a) for a in arguments]
-        return self.arithmetic.apply(value.name, arguments, value.dtype, value.argument_dtype)
+        before = self.builder.block
+        result = self.arithmetic.apply(value.name, arguments, value.dtype, value.argument_dtype)
+        # sin and cos open blocks of their own.
+        self._advance(before, self.builder.block)
+        return result
 
     def _guarded(self, value: Guarded) -> ir.Value:
         condition = self.guard(value.conditions)

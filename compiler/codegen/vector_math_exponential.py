@@ -130,6 +130,6 @@ def erf(x: Lanes) -> Lanes:
     g = exact_fma(a, family.log2_erfc[0], a * horner(a, family.log2_erfc[1:]))
     n, biased = nearest_integer(g, 1.0, x.format.bias)
     f = g - n
-    q = fma(f, family.exp2[0], f * f * horner(f, family.exp2[1:]))
+    q = exact_fma(f, family.exp2[0], f * f * horner(f, family.exp2[1:]))
     scale = power_of_two(biased)
     return fma(-scale, q, 1.0 - scale).with_sign_of(x)

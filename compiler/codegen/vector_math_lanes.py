@@ -251,7 +251,9 @@ def exact_fma(a: Lanes, b: float, c: Lanes) -> Lanes:
     if a.has_fma:
         return fma(a, b, c)
     product, error = two_product(a, a.constant(b))
-    return product + (error + c)
+    # Where the error of the product underflows, it is wrong rather than small.
+    safe = a.format.smallest_normal * 2.0 ** (a.format.mantissa_bits + 3)
+    return product + (select(product.absolute() < safe, 0.0, error) + c)
 
 
 def select(condition: Lanes, when_true: Lanes | float, when_false: Lanes | float) -> Lanes:

@@ -25,6 +25,7 @@ from kaun.compiler.codegen.vector_math_lanes import (
 )
 
 SQRT_HALF = {32: 0x3F3504F3, 64: 0x3FE6A09E667F3BCD}  # the bits of sqrt(1/2)
+TWO_THIRDS_LOW = 3.700743415417188e-17  # 2/3 - float64(2/3)
 
 
 def split(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -124,9 +125,6 @@ def log_pair(x: Lanes) -> tuple[Lanes, Lanes]:
     log_m_low = log_m_low + fma(s, w_low, s_low * w)
     high, low = fast_two_sum(e * family.ln2_high, log_m)
     return fast_two_sum(high, low + fma(e, family.ln2_low, log_m_low))
-
-
-TWO_THIRDS_LOW = 3.700743415417188e-17  # 2/3 - float64(2/3)
 
 
 def pow_float64(magnitude: Lanes, y: Lanes) -> Lanes:

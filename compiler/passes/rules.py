@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,14 @@ def uniform(node: Node) -> Any:
     if node.op is not ops.constant:
         return None
     value = node.attributes["value"]
-    if node.dtype.is_float:
-        with np.errstate(over="ignore"):
-            return float(node.dtype.numpy.type(value))
-    return value
+    return _rounded(node.dtype, value, math.copysign(1, value)) if node.dtype.is_float else value
+
+
+@lru_cache(maxsize=1024)
+def _rounded(dtype: dtypes.DType, value: float, sign: float) -> float:
+    # (The sign tells the zeros apart in the cache.)
+    with np.errstate(over="ignore"):
+        return float(dtype.numpy.type(value))
 
 
 def is_uniform(node: Node, value: float) -> bool:

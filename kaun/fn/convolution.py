@@ -22,9 +22,10 @@ def conv1d(
 ) -> Tensor:
     """y[n, o, i] = bias[o] + sum over c, k of weight[o, c, k] * x[n, c, i * stride + k * dilation - low].
 
-    x (N, C, L), weight (O, C / groups, K), bias (O,); y (N, O, L'). `padding` is "valid", "same" (L' = ceil(L / stride),
-    the odd zero at the end), "causal" (zeros at the start only), an int or a (low, high) pair in a list. With groups,
-    output channels see only their own C / groups input channels. ValueError for shapes that do not fit together.
+    x (N, C, L), weight (O, C / groups, K), bias (O,); y (N, O, L'). `padding` is "valid", "same" (L' is L / stride
+    rounded up, the odd zero at the end), "causal" (zeros at the start only), an int or a (low, high) pair in a list.
+    With groups, output channels see only their own C / groups input channels. ValueError for shapes that do not fit,
+    TypeError for dtypes that differ or are not floats.
     """
     return _convolve("fn.conv1d", 1, x, weight, bias, stride, dilation, padding, groups, causal=True)
 

@@ -90,13 +90,13 @@ def _zeros(tree: Tree) -> Tree:
     return ptree.map(lambda leaf: nx.zeros(leaf.shape, dtype=leaf.dtype.compute), tree)
 
 
-# --- scaling -----------------------------------------------------------------------------------------------------------
+# --- scaling ---------------------------------------------------------------------------------------------------------
 
 
-class CountState(NamedTuple):
-    """How many updates were made: int32, shape ()."""
+class StepState(NamedTuple):
+    """How many steps were made: int32, shape ()."""
 
-    count: Tensor
+    step: Tensor
 
 
 def scale(factor: float) -> Transformation:
@@ -127,34 +127,34 @@ def _scaled(updates: Tree, factor: Tensor) -> Tree:
     return ptree.map(lambda update: update * nx.astype(factor, update.dtype), updates)
 
 
-def _count_from_zero(params: Tree) -> CountState:
-    return CountState(nx.zeros((), dtype=int32))
+def _before_the_first(params: Tree) -> StepState:
+    return StepState(nx.zeros((), dtype=int32))
 
 
 def _traced_schedule(schedule: Schedule, sign: float) -> Transformation:
-    def update(updates: Tree, state: CountState, params: Tree) -> tuple[Tree, CountState]:
-        count = state.count + 1
-        return _scaled(updates, sign * schedule(nx.astype(count, float32))), CountState(count)
+    def update(updates: Tree, state: StepState, params: Tree) -> tuple[Tree, StepState]:
+        step = state.step + 1
+        return _scaled(updates, sign * schedule(nx.astype(step, float32))), StepState(step)
 
-    return Transformation(_count_from_zero, update)
+    return Transformation(_before_the_first, update)
 
 
 def _host_schedule(schedule: Callable[[int], float], sign: float) -> Transformation:
-    def update(updates: Tree, state: CountState, params: Tree, rate: Tensor) -> tuple[Tree, CountState]:
-        return _scaled(updates, sign * rate), CountState(state.count + 1)
+    def update(updates: Tree, state: StepState, params: Tree, rate: Tensor) -> tuple[Tree, StepState]:
+        return _scaled(updates, sign * rate), StepState(state.step + 1)
 
-    def rates(state: CountState) -> tuple[float, ...]:
-        if nx.is_traced(state.count):
+    def rates(state: StepState) -> tuple[float, ...]:
+        if nx.is_traced(state.step):
             raise ValueError(
                 "optim.scale_by_schedule: a Python function cannot be asked for the rate inside a compiled function; "
                 "use a schedule of kaun.optim.schedule there"
             )
-        return (float(schedule(int(state.count) + 1)),)
+        return (float(schedule(int(state.step) + 1)),)
 
-    return Transformation(_count_from_zero, update, 1, rates)
+    return Transformation(_before_the_first, update, 1, rates)
 
 
-# --- momentum and moments ------------------------------------------------------------------------------------------------
+# --- momentum and moments --------------------------------------------------------------------------------------------
 
 
 class TraceState(NamedTuple):
@@ -179,9 +179,9 @@ def trace(decay: float, *, nesterov: bool = False) -> Transformation:
 
 
 class ScaleByAdamState(NamedTuple):
-    """The number of updates, and the running means of the gradient (mu) and of its square (nu)."""
+    """The number of steps made, and the running means of the gradient (mu) and of its square (nu)."""
 
-    count: Tensor
+    step: Tensor
     mu: Tree
     nu: Tree
 
@@ -197,23 +197,23 @@ def scale_by_adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> T
         return ScaleByAdamState(nx.zeros((), dtype=int32), _zeros(params), _zeros(params))
 
     def update(updates: Tree, state: ScaleByAdamState, params: Tree) -> tuple[Tree, ScaleByAdamState]:
-        count = state.count + 1
+        step = state.step + 1
         mu = map_trees(lambda u, m: b1 * m + (1.0 - b1) * nx.astype(u, m.dtype), updates, state.mu)
         nu = map_trees(lambda u, n: b2 * n + (1.0 - b2) * _square(nx.astype(u, n.dtype)), updates, state.nu)
-        mean_factor, square_factor = (1.0 / bias_correction(decay, count) for decay in (b1, b2))
+        mean_factor, square_factor = (1.0 / bias_correction(decay, step) for decay in (b1, b2))
 
         def direction(u: Tensor, m: Tensor, n: Tensor) -> Tensor:
             mean, square = m * nx.astype(mean_factor, m.dtype), n * nx.astype(square_factor, n.dtype)
             return nx.astype(mean / (nx.sqrt(square) + eps), u.dtype)
 
-        return map_trees(direction, updates, mu, nu), ScaleByAdamState(count, mu, nu)
+        return map_trees(direction, updates, mu, nu), ScaleByAdamState(step, mu, nu)
 
     return Transformation(init, update)
 
 
-def bias_correction(decay: float, count: Tensor) -> Tensor:
-    """1 - decay**count in float32, with its relative precision kept where decay**count is close to 1."""
-    return -nx.expm1(nx.astype(count, float32) * (math.log(decay) if decay > 0.0 else -math.inf))
+def bias_correction(decay: float, step: Tensor) -> Tensor:
+    """1 - decay**step in float32, with its relative precision kept where decay**step is close to 1."""
+    return -nx.expm1(nx.astype(step, float32) * (math.log(decay) if decay > 0.0 else -math.inf))
 
 
 def _square(x: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _check_decay(function: str, **decays: float) -> None:
             raise ValueError(f"optim.{function}: got {name}={decay}, expected 0 <= {name} < 1")
 
 
-# --- decay and clipping --------------------------------------------------------------------------------------------------
+# --- decay and clipping ----------------------------------------------------------------------------------------------
 
 
 def add_decayed_weights(weight_decay: float) -> Transformation:

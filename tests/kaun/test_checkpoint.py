@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from kaun.compiler.ir import dtypes
 
 from kaun import checkpoint, nx, ptree
-from kaun.compiler.ir import dtypes
 
 
 def tree():
@@ -59,7 +59,8 @@ def test_extra_keys_are_ignored_and_tensors_take_the_dtype_of_like(tmp_path):
 def test_a_missing_key_and_a_wrong_shape_name_themselves(tmp_path):
     checkpoint.save(tmp_path / "a", {"0": {"weight": np.zeros((2, 3))}})
     with pytest.raises(ValueError, match=r"checkpoint.load: .* has no `1.bias` and 1 more; it has `0.weight`"):
-        checkpoint.load(tmp_path / "a", like={"0": {"weight": np.zeros((2, 3))}, "1": {"bias": np.zeros(1), "w": np.zeros(1)}})
+        like = {"0": {"weight": np.zeros((2, 3))}, "1": {"bias": np.zeros(1), "weight": np.zeros(1)}}
+        checkpoint.load(tmp_path / "a", like=like)
     with pytest.raises(ValueError, match=r"`0.weight` in .* has shape \[2, 3\], expected \[3, 2\]"):
         checkpoint.load(tmp_path / "a", like={"0": {"weight": np.zeros((3, 2))}})
 

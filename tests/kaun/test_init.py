@@ -62,7 +62,7 @@ def test_fans_follow_the_layout_of_the_weight():
     assert init.fans((5, 7)) == (5, 7)  # linear: (in, out)
     assert init.fans((8, 3, 5, 2)) == (30, 80)  # conv2d: (out, in, kh, kw)
     assert init.fans((8, 3, 5, 2), in_axis=0, out_axis=-1) == (8 * 15, 2 * 15)
-    with pytest.raises(ValueError, match="init.fans: got shape"):
+    with pytest.raises(ValueError, match=r"init.fans: got shape"):
         init.glorot_uniform((5,), nx.float32)
 
 
@@ -70,7 +70,7 @@ def test_dtype_and_scope():
     with nx.rng.run(seed=0):
         assert init.he_normal((3, 4), nx.bfloat16).dtype is nx.bfloat16
         assert init.normal((3, 4), nx.float64).dtype is nx.float64
-    with pytest.raises(ValueError, match="scope"):
+    with pytest.raises(ValueError, match=r"scope"):
         init.normal((3, 4), nx.float32)
 
 

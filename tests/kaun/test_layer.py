@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kaun.compiler.ir import topological
 
 from kaun import fn, init, layer, nx, ptree
-from kaun.compiler.ir import topological
 from kaun.context import Context
 
 
@@ -61,7 +61,7 @@ def test_parameters_have_the_dtype_asked_for_and_running_statistics_at_least_flo
     vars = made(layer.batch_norm(num_features=4), dtype=nx.bfloat16)
     assert {leaf.dtype for leaf in ptree.leaves(vars.params)} == {nx.bfloat16}
     assert {leaf.dtype for leaf in ptree.leaves(vars.state)} == {nx.float32}
-    with pytest.raises(TypeError, match="layer.init: got dtype int32"):
+    with pytest.raises(TypeError, match=r"layer.init: got dtype int32"):
         layer.init(layer.relu(), dtype=nx.int32)
 
 
@@ -105,7 +105,7 @@ def test_dropout_acts_only_when_training_and_draws_anew_each_time():
     with nx.rng.run(seed=0):
         first, second = (layer.apply(model, vars, x, training=True)[0].numpy() for _ in range(2))
     assert set(np.unique(first)) == {0.0, 2.0} and not np.array_equal(first, second)
-    with pytest.raises(ValueError, match="scope"):
+    with pytest.raises(ValueError, match=r"scope"):
         layer.apply(model, vars, x, training=True)
 
 
@@ -184,7 +184,7 @@ def deep(inner):
 @pytest.mark.parametrize(
     "inner, x, message",
     [
-        (layer.linear(in_features=3, out_features=2), (4, 5), r"layer.linear: got x float32\[4, 5\], expected \(..., 3\)"),
+        (layer.linear(in_features=3, out_features=2), (4, 5), r"layer.linear: got x float32\[4, 5\], expected .*3\)"),
         (layer.conv2d(in_channels=3, out_channels=2), (4, 1, 5, 5), r"fn.conv2d: got x \[4, 1, 5, 5\] and weight"),
         (layer.batch_norm(num_features=3), (4, 5), "layer.batch_norm: got x .* expected extent 3 in axis 1"),
         (layer.layer_norm(dim=3), (4, 5), "layer.layer_norm: got x .* expected extent 3 in axis -1"),
@@ -206,12 +206,12 @@ def test_parameters_that_do_not_fit_are_errors_that_name_the_path():
     with pytest.raises(ValueError, match=r"got `right.1.weight` of shape \[2, 3\], expected \[3, 2\]"):
         layer.apply(model, wrong, x, training=False)
     missing = vars.with_params({"left": (), "right": [(), {"weight": nx.ones((3, 2))}]})
-    with pytest.raises(ValueError, match="no entry `right.1.bias`"):
+    with pytest.raises(ValueError, match=r"no entry `right.1.bias`"):
         layer.apply(model, missing, x, training=False)
     short = vars.with_params({"left": (), "right": [()]})
-    with pytest.raises(ValueError, match="layer.sequential: got parameters a tuple of 1, expected a tuple of 2"):
+    with pytest.raises(ValueError, match=r"layer.sequential: got parameters a tuple of 1, expected a tuple of 2"):
         layer.apply(model, short, x, training=False)
-    with pytest.raises(ValueError, match="layer.compose: got parameters a tuple of 0"):
+    with pytest.raises(ValueError, match=r"layer.compose: got parameters a tuple of 0"):
         layer.apply(model, vars.with_params(()), x, training=False)
 
 
@@ -233,7 +233,7 @@ def test_bad_arguments_are_errors_when_the_layer_is_made(make, message):
 
 
 def test_a_constructor_in_place_of_a_layer_is_an_error():
-    with pytest.raises(TypeError, match="got function at position 1, expected a Layer"):
+    with pytest.raises(TypeError, match=r"got function at position 1, expected a Layer"):
         layer.sequential([layer.relu(), layer.relu])
 
 

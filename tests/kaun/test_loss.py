@@ -60,7 +60,7 @@ def test_narrow_floats_are_averaged_in_float32():
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: loss.mse(nx.zeros((4, 1)), nx.zeros((4,))), ValueError, r"loss.mse: .*float32\[4, 1\] and float32\[4\]"),
+        (lambda: loss.mse(nx.zeros((4, 1)), nx.zeros((4,))), ValueError, r"mse: .*float32\[4, 1\] and float32\[4\]"),
         (lambda: loss.cross_entropy(nx.zeros((4, 3)), nx.zeros((4,))), ValueError, "expected equal shapes"),
         (lambda: loss.cross_entropy_sparse(nx.zeros((4, 3)), nx.asarray([1, 2])), ValueError, r"shape \[4\]"),
         (lambda: loss.cross_entropy_sparse(nx.zeros((2, 3)), nx.zeros((2,))), TypeError, "expected integers"),

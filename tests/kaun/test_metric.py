@@ -61,14 +61,14 @@ def test_a_tracker_keeps_means_by_name():
 def test_eval_is_the_mean_over_the_data():
     assert metric.eval(lambda x: x, [1.0, 2.0, 6.0]) == 3.0
     assert metric.eval_many(lambda x: {"a": x, "b": 2 * x}, [1.0, 3.0]) == {"a": 2.0, "b": 4.0}
-    with pytest.raises(ValueError, match="metric.eval: got no data"):
+    with pytest.raises(ValueError, match=r"metric.eval: got no data"):
         metric.eval(lambda x: x, [])
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: metric.accuracy(np.zeros((4, 3)), np.zeros(3, int)), r"predictions float64\[4, 3\] and targets int64\[3\]"),
+        (lambda: metric.accuracy(np.zeros((4, 3)), np.zeros(3, int)), r"float64\[4, 3\] and targets int64\[3\]"),
         (lambda: metric.accuracy(np.zeros((0, 3)), np.zeros(0, int)), "at least one"),
         (lambda: metric.f1(GUESSED, TRUE, average="mean"), "average='mean'"),
         (lambda: metric.recall(scores(TRUE, 3), TRUE + 1), r"outside \[0, 3\)"),

@@ -129,7 +129,7 @@ def test_nothing_given_is_changed_and_results_are_computed():
     tx, params, g = optim.adam(lr=0.1), {"w": numbers(1.0)}, {"w": numbers(1.0)}
     state = optim.init(tx, params)
     new_params, new_state = optim.update(tx, state, params, g)
-    assert float(params["w"][0]) == 1.0 and int(state[0].count) == 0 and int(new_state[0].count) == 1
+    assert float(params["w"][0]) == 1.0 and int(state[0].step) == 0 and int(new_state[0].step) == 1
     assert all(leaf._node.value is not None for leaf in ptree.leaves((new_params, new_state)))
     assert isinstance(new_params, ptree.Dict)
 

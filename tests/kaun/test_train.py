@@ -130,7 +130,7 @@ def test_labels_that_are_globals_are_read_anew_at_each_step(monkeypatch):
     assert len(values) == 2
 
 
-LABELS: nx.Tensor
+LABELS = nx.asarray(Y)
 
 
 def with_global_labels(logits):
@@ -239,7 +239,7 @@ def test_training_in_bfloat16_and_float64_keeps_the_dtype():
     "call, error, message",
     [
         (lambda t, st: train.step(t, st, X[:, :2], loss=nx.mean), ValueError, r"float32\[12, 2\].*\(in layer 0\)"),
-        (lambda t, st: train.step(t, st, X, loss=lambda z: z), ValueError, r"loss of float32\[12, 2\], expected a float"),
+        (lambda t, st: train.step(t, st, X, loss=lambda z: z), ValueError, r"loss of float32\[12, 2\], expected"),
         (lambda t, st: train.step(t, st, X, loss=lambda z: nx.argmax(z)), ValueError, r"loss of int64\[\]"),
         (lambda t, st: train.step(t, st, X, loss=lambda z: float(nx.mean(z))), ValueError, "traced"),
         (lambda t, st: train.fit(t, st, [(X, Y)]), TypeError, r"element 1 is \(x, ndarray\), expected \(x, loss_fn\)"),

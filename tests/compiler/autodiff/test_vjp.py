@@ -105,9 +105,9 @@ def test_narrow_floats_get_gradients_of_their_own_type() -> None:
     assert dx.dtype is dtypes.bfloat16
 
 
-def test_a_chain_of_a_hundred_thousand_ops_is_differentiated_without_recursion() -> None:
+def test_a_chain_of_twenty_thousand_ops_is_differentiated_without_recursion() -> None:
     x = node = vector("x", 1)
-    for _ in range(100_000):
+    for _ in range(20_000):
         node = ops.neg(node)
     (dx,) = gradients([node], [node.like(1)], [x])
     assert dx.shape == (1,)
