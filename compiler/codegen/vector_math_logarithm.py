@@ -85,17 +85,24 @@ def log1p(x: Lanes) -> Lanes:
 
 
 def pow_float32(magnitude: Lanes, y: Lanes) -> Lanes:
-    """2**(y log2(magnitude)) in float64: log2 must keep 2**-34 of itself, which float32 reaches only in pairs."""
-    exponent, m = split(magnitude.to_float(FLOAT64))
-    # The exponent is small; narrowing it first converts with one instruction where 64-bit integers need many.
-    e = exponent.to_unsigned(32).to_float(FLOAT64)
+    """2**(y log2(magnitude)) with the logarithm and the product in float64: log2 must keep 2**-33 of itself.
+
+    What needs no more than float32 stays there: the split, the small last terms of the logarithm and 2**fraction.
+    """
+    e, m = split_any(magnitude)
     f = m - 1.0
-    log1p_f = fma(f * f, fma(f, horner(f, coefficients.POW_LOG1P_FLOAT32), -0.5), f)
-    exponent = y.to_float(FLOAT64) * fma(log1p_f, 1 / math.log(2), e)
+    first, last = coefficients.POW_LOG1P_FLOAT32[:4], coefficients.POW_LOG1P_FLOAT32[4:]
+    tail = horner(f, last).to_float(FLOAT64)
+    f = f.to_float(FLOAT64)
+    series = tail
+    for coefficient in (*reversed(first), -0.5):
+        series = fma(series, f, coefficient)
+    log1p_f = fma(f * f, series, f)
+    exponent = y.to_float(FLOAT64) * fma(log1p_f, 1 / math.log(2), e.to_float(FLOAT64))
     exponent = at_least(at_most(exponent, 200.0), -200.0)
-    n, biased = nearest_integer(exponent, 1.0, FLOAT64.bias)
-    fraction = exponent - n
-    return (horner(fraction, (1.0, *coefficients.POW_EXP2_FLOAT32)) * power_of_two(biased)).to_float(FLOAT32)
+    n, biased = nearest_integer(exponent, 1.0, 2 * FLOAT32.bias)
+    fraction = (exponent - n).to_float(FLOAT32)
+    return scale_by_halves(horner(fraction, (1.0, *coefficients.EXP2_FLOAT32)), biased.to_unsigned(32))
 
 
 def log_pair(x: Lanes) -> tuple[Lanes, Lanes]:
