@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.ir import Graph, Node, dtypes, key, ops, topological
+from kaun.compiler.ir import Graph, Node, dtypes, key, ops, topological, unshared
 from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
 from kaun.runtime.program import Executable
@@ -23,6 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MOST_PROGRAMS = 4096
 
 _identities = itertools.count()
+_LEAF_ATTRIBUTES: dict[str, Any] = {"identity": None, "dtype": None, "shape": None}
 _programs: OrderedDict[tuple[str, str], CompiledGraph] = OrderedDict()
 _lock = threading.Lock()
 
@@ -47,32 +48,69 @@ def placeholder(shape: tuple[int, ...], dtype: dtypes.DType) -> Node:
     return ops.input_(identity=next(_identities), dtype=dtype, shape=shape)
 
 
-def leaf(array: Array) -> Node:
-    """A new input node bound to `array`, which must not be written to afterwards."""
-    array = np.asarray(array)
-    node = placeholder(array.shape, dtypes.of(array.dtype))
-    node.value = array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
+class Storage:
+    """The numbers of a tensor: memory at `address` in C order, kept alive by `owner`, and never written to again."""
+
+    __slots__ = ("_array", "address", "dtype", "owner", "shape")
+
+    def __init__(self, address: int, dtype: dtypes.DType, shape: tuple[int, ...], owner: Any):
+        self.address, self.dtype, self.shape, self.owner = address, dtype, shape, owner
+        self._array: Array | None = None
+
+    @classmethod
+    def of(cls, array: Array) -> Storage:
+        """The array's own memory if that is in C order and aligned, else a copy."""
+        array = np.asarray(array)
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            array = np.array(array, order="C")
+        storage = cls(array.ctypes.data, dtypes.of(array.dtype), array.shape, array)
+        storage._array = array.view()
+        storage._array.flags.writeable = False
+        return storage
+
+    @property
+    def array(self) -> Array:
+        """A read-only NumPy array of the memory."""
+        if self._array is None:
+            self._array = self.owner.view(self.dtype.numpy, self.shape, writable=False)
+        return self._array
+
+
+def computed_leaf(storage: Storage) -> Node:
+    """A new input node bound to `storage`."""
+    node = unshared(ops.input_, storage.dtype, storage.shape, _LEAF_ATTRIBUTES)
+    node.value = storage
     return node
 
 
+def leaf(array: Array) -> Node:
+    """A new input node bound to `array`, which must not be written to afterwards."""
+    return computed_leaf(Storage.of(array))
+
+
+def has_value(node: Node) -> bool:
+    """Whether graphs start from this node's numbers instead of computing them; constants are better computed."""
+    return node.value is not None and (node.op is ops.input_ or bool(node.inputs))
+
+
 class CompiledGraph:
-    """A compiled graph, called with arrays."""
+    """A compiled graph, called with storages."""
 
     def __init__(self, graph: Graph, target: targets.Target):
         self.compilation = Compilation(graph, vector_target(target))
         self.executable = Executable(self.compilation.program, target)
         program = self.compilation.program
-        self._outputs = [(array.dtype.numpy, array.shape) for array in program.outputs]
+        self._outputs = [(array.dtype, array.shape) for array in program.outputs]
         self._results = [(place.kind == "input", place.position) for place in program.results]
 
-    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
-        """The outputs for C-contiguous arrays of the graph's input types; read-only arrays."""
-        buffers = self.executable.run([array.ctypes.data for array in arrays])
+    def __call__(self, inputs: Sequence[Storage]) -> list[Storage]:
+        """The outputs for storages of the graph's input types."""
+        buffers = self.executable.run([storage.address for storage in inputs])
         computed = [
-            buffer.view(dtype, shape, writable=False)
+            Storage(buffer.address, dtype, shape, buffer)
             for buffer, (dtype, shape) in zip(buffers, self._outputs, strict=True)
         ]
-        return [arrays[position] if given else computed[position] for given, position in self._results]
+        return [inputs[position] if given else computed[position] for given, position in self._results]
 
 
 def compiled(graph: Graph) -> CompiledGraph:
@@ -97,14 +135,14 @@ def realize(nodes: Sequence[Node]) -> None:
     wanted = list(dict.fromkeys(node for node in nodes if node.value is None))
     if not wanted:
         return
-    order = topological(wanted, stop=lambda n: n.value is not None)
+    order = topological(wanted, stop=has_value)
     for node in order:
         if node.op is ops.input_ and node.value is None:
             raise ValueError(
                 "nx.realize: this value is being traced and has no numbers yet; a function given to jit, grad or "
                 f"train must not look at values (float(), bool(), .numpy(), ...); traced at {node.source}"
             )
-    leaves = tuple(node for node in order if node.value is not None)
+    leaves = tuple(node for node in order if has_value(node))
     graph = Graph(leaves, tuple(wanted))
     for node, value in zip(wanted, compiled(graph)([n.value for n in leaves]), strict=True):
         node.value = value
@@ -113,7 +151,6 @@ def realize(nodes: Sequence[Node]) -> None:
 def array(node: Node) -> Array:
     """The read-only array of a node, computed if it was not."""
     realize([node])
-    view: Array = node.value.view()
-    view.flags.writeable = False
-    return view
+    storage: Storage = node.value
+    return storage.array
 

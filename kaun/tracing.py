@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kaun import execution, nx, ptree
 from kaun.compiler.ir import Graph, Node, topological
-from kaun.execution import Array, CompiledGraph
+from kaun.execution import CompiledGraph, Storage
 
 # Specialisations kept per function; the least recently used goes first.
 MOST_SPECIALISATIONS = 128
@@ -20,8 +20,8 @@ class Specialisation(NamedTuple):
 
     graph: Graph
     compiled: CompiledGraph
-    # Arrays of tensors that the function used without being given them; they follow the arguments.
-    captured: tuple[Array, ...]
+    # The numbers of tensors that the function used without being given them; they follow the arguments.
+    captured: tuple[Storage, ...]
     rebuild: Callable[[list[nx.Tensor]], Any]
 
 
@@ -45,7 +45,7 @@ class Function:
         execution.realize(nodes)
         special = self._specialise(trees, structure, nodes)
         outputs = special.compiled([*(node.value for node in nodes), *special.captured])
-        return special.rebuild([nx.Tensor(execution.leaf(array)) for array in outputs])
+        return special.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in outputs])
 
     def specialise(self, *trees: Any) -> Specialisation:
         """The traced and compiled form for arguments like these."""
@@ -71,13 +71,13 @@ class Function:
         known = set(inputs)
         captured = [
             node
-            for node in topological(outputs, stop=lambda n: n.value is not None)
-            if node.value is not None and node not in known
+            for node in topological(outputs, stop=execution.has_value)
+            if execution.has_value(node) and node not in known
         ]
         names += tuple(f"captured.{i}" for i in range(len(captured)))
         graph = Graph((*inputs, *captured), outputs, names)
-        arrays = tuple(node.value for node in captured)
-        return Specialisation(graph, execution.compiled(graph), arrays, rebuild)
+        storages = tuple(node.value for node in captured)
+        return Specialisation(graph, execution.compiled(graph), storages, rebuild)
 
 
 def _node(leaf: Any) -> Node:

@@ -270,6 +270,19 @@ def exp2_fit(bits: int, count: int) -> Fit:
     )
 
 
+def pow_exp2_fit() -> Fit:
+    return Fit(
+        "POW_EXP2_FLOAT32",
+        "P with 2**f = 1 + f P(f), |f| <= 1/2, in float64 to the accuracy of float32",
+        lambda f: mp.expm1(f * mp.log(2)) / f,
+        lambda f: abs(f) / mp.mpf(2) ** f,
+        constant(lambda: mp.mpf("-0.5001")),
+        constant(lambda: mp.mpf("0.5001")),
+        6,
+        64,
+    )
+
+
 def all_fits() -> tuple[Fit, ...]:
     """Every fit, in the order of the coefficients file; the counts are the least that leave < 0.2 ulp."""
 
@@ -299,6 +312,7 @@ def all_fits() -> tuple[Fit, ...]:
         erf_fit(64, 26, "5.95"),
         exp2_fit(32, 5),
         exp2_fit(64, 11),
+        pow_exp2_fit(),
     )
 
 

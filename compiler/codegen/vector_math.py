@@ -1,9 +1,9 @@
 """Emits exp, log, tanh, erf, sin, pow, ... as LLVM IR for scalars and vectors of any width.
 
 Every function is within 2 ulp of the exact result over the full range, handles subnormals, infinities, NaN and
-signed zeros as C99 annex F says, and calls no library. All are free of branches, except that sin and cos reduce huge
-arguments in a branch that is taken only when some lane has one. No fast-math flag is set: the results depend on the
-order of the operations as written.
+signed zeros as C99 annex F says, and calls no library. All are free of branches, but for one in sin, cos and pow that
+is taken only when some lane has a huge argument, or a base or exponent of which the power is a special case. No
+fast-math flag is set: the results depend on the order of the operations as written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def emit(builder: ir.IRBuilder, function: str, arguments: Sequence[ir.Value], *,
     arguments: values of one type: float, double, or a vector of either, of any width.
     has_fma: whether the target multiplies and adds with one rounding in one instruction. Without it nothing calls
         the library's fma, and sums that need exact products split their factors instead.
-    After "sin" and "cos" the builder stands in another basic block; take `builder.block` anew for a phi.
+    After "sin", "cos" and "pow" the builder stands in another basic block; take `builder.block` anew for a phi.
 
     Raises ValueError for an unknown function or a wrong number of arguments, TypeError for other or unequal types.
     """

@@ -241,6 +241,16 @@ EXP2_FLOAT64 = (
     2.5676820746182656e-11,
 )
 
+# P with 2**f = 1 + f P(f), |f| <= 1/2, in float64 to the accuracy of float32; error 2**-28.92.
+POW_EXP2_FLOAT32 = (
+    0.6931472028774623,
+    0.24022647905377073,
+    0.05550332418282775,
+    0.009618438217635026,
+    0.0013398896803712235,
+    0.00015353173571322644,
+)
+
 # 1/pi = sum_k words[k] * 2**(-64 (k + 1)), to the last bit that a float64 argument can reach.
 INVERSE_PI_WORDS = (
     0x517CC1B727220A94,

@@ -68,7 +68,7 @@ def nearest_integer(x: Lanes, factor: float, offset: int) -> tuple[Lanes, Lanes]
 
 def power_of_two(biased_exponent: Lanes) -> Lanes:
     """2**(biased_exponent - bias), of which only the low bits count."""
-    return (biased_exponent << biased_exponent.format.mantissa_bits).float
+    return (biased_exponent << biased_exponent.format.mantissa_bits).as_float
 
 
 def scale_by_halves(x: Lanes, doubly_biased: Lanes) -> Lanes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -189,7 +189,7 @@ class Lanes:
         return self.with_value(self.builder.bitcast(self.value, self.type_of(ir.IntType(self.format.bits))))
 
     @property
-    def float(self) -> Lanes:
+    def as_float(self) -> Lanes:
         """The same bits as floats."""
         return self.with_value(self.builder.bitcast(self.value, self.type_of(self.format.float_type)))
 
@@ -264,6 +264,26 @@ def select(condition: Lanes, when_true: Lanes | float, when_false: Lanes | float
     left = when_true if isinstance(when_true, Lanes) else typed.constant(when_true)
     right = when_false if isinstance(when_false, Lanes) else typed.constant(when_false)
     return typed.with_value(typed.builder.select(condition.value, left.value, right.value))
+
+
+def corrected(condition: Lanes, usual: Sequence[Lanes], correct: Callable[[], Sequence[Lanes]]) -> list[Lanes]:
+    """The usual values, in lanes under the condition the ones that `correct` emits.
+
+    Those are computed in a branch that is taken only when the condition holds in some lane. The builder is left in
+    another block.
+    """
+    builder = condition.builder
+    before = builder.block
+    with builder.if_then(condition.any_lane(), likely=False):
+        mixed = [select(condition, right, wrong) for right, wrong in zip(correct(), usual, strict=True)]
+        after = builder.block
+    merged = []
+    for value, mixed_value in zip(usual, mixed, strict=True):
+        phi = builder.phi(value.value.type)
+        phi.add_incoming(value.value, before)
+        phi.add_incoming(mixed_value.value, after)
+        merged.append(value.with_value(phi))
+    return merged
 
 
 def at_most(x: Lanes, bound: float) -> Lanes:

@@ -17,6 +17,7 @@ from kaun.compiler.codegen.vector_math_lanes import (
     Lanes,
     at_least,
     at_most,
+    corrected,
     fast_two_sum,
     fma,
     horner,
@@ -33,7 +34,7 @@ def split(x: Lanes) -> tuple[Lanes, Lanes]:
     base = SQRT_HALF[x.format.bits]
     offset = x.bits - base
     exponent = offset.shift_right_signed(x.format.mantissa_bits)
-    return exponent, ((offset & x.format.mantissa_mask) + base).float
+    return exponent, ((offset & x.format.mantissa_mask) + base).as_float
 
 
 def split_any(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -85,24 +86,17 @@ def log1p(x: Lanes) -> Lanes:
 
 
 def pow_float32(magnitude: Lanes, y: Lanes) -> Lanes:
-    """2**(y log2(magnitude)) with the logarithm and the product in float64: log2 must keep 2**-33 of itself.
-
-    What needs no more than float32 stays there: the split, the small last terms of the logarithm and 2**fraction.
-    """
-    e, m = split_any(magnitude)
+    """2**(y log2(magnitude)) in float64: log2 must keep 2**-34 of itself, which float32 reaches only in pairs."""
+    exponent, m = split(magnitude.to_float(FLOAT64))
+    # The exponent is small; narrowing it first converts with one instruction where 64-bit integers need many.
+    e = exponent.to_unsigned(32).to_float(FLOAT64)
     f = m - 1.0
-    first, last = coefficients.POW_LOG1P_FLOAT32[:4], coefficients.POW_LOG1P_FLOAT32[4:]
-    tail = horner(f, last).to_float(FLOAT64)
-    f = f.to_float(FLOAT64)
-    series = tail
-    for coefficient in (*reversed(first), -0.5):
-        series = fma(series, f, coefficient)
-    log1p_f = fma(f * f, series, f)
-    exponent = y.to_float(FLOAT64) * fma(log1p_f, 1 / math.log(2), e.to_float(FLOAT64))
+    log1p_f = fma(f * f, fma(f, horner(f, coefficients.POW_LOG1P_FLOAT32), -0.5), f)
+    exponent = y.to_float(FLOAT64) * fma(log1p_f, 1 / math.log(2), e)
     exponent = at_least(at_most(exponent, 200.0), -200.0)
-    n, biased = nearest_integer(exponent, 1.0, 2 * FLOAT32.bias)
-    fraction = (exponent - n).to_float(FLOAT32)
-    return scale_by_halves(horner(fraction, (1.0, *coefficients.EXP2_FLOAT32)), biased.to_unsigned(32))
+    n, biased = nearest_integer(exponent, 1.0, FLOAT64.bias)
+    power = horner(exponent - n, (1.0, *coefficients.POW_EXP2_FLOAT32))
+    return (power * power_of_two(biased)).to_float(FLOAT32)
 
 
 def log_pair(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -155,18 +149,26 @@ def is_integer(x: Lanes) -> Lanes:
 
 
 def pow(x: Lanes, y: Lanes) -> Lanes:
-    """x**y with the special cases of C99 annex F.10.4.4."""
-    magnitude, y_magnitude = x.absolute(), y.absolute()
+    """x**y; bases other than positive numbers and exponents other than numbers take a branch of their own."""
+    magnitude = x.absolute()
     # Beyond 2**70 any base but 1 overflows or underflows; bounded, nothing overflows on the way and 1**inf is 1.
     bounded = at_least(at_most(y, 2.0**70), -(2.0**70))
-    result = (pow_float32 if x.format.bits == 32 else pow_float64)(magnitude, bounded)
+    usual = (pow_float32 if x.format.bits == 32 else pow_float64)(magnitude, bounded)
+    special = ~((x > 0.0) & (x < math.inf) & (y.absolute() < math.inf))
+    return corrected(special, [usual], lambda: [pow_special(x, y, usual)])[0]
+
+
+def pow_special(x: Lanes, y: Lanes, usual: Lanes) -> Lanes:
+    """x**y by C99 annex F.10.4.4, given |x|**y for numbers |x| > 0 and y, and 1**y also for infinite y."""
+    magnitude = x.absolute()
     infinite = magnitude.equals(math.inf)
     toward_infinity = infinite ^ (y < 0.0)
-    result = select(infinite | magnitude.equals(0.0), select(toward_infinity, y.constant(math.inf), 0.0), result)
-    integer = is_integer(y_magnitude)
-    odd = integer & ~is_integer(y_magnitude * 0.5)
+    limit = select(toward_infinity, y.constant(math.inf), 0.0)
+    result = select(infinite | magnitude.equals(0.0), limit, usual)
+    integer = is_integer(y.absolute())
+    odd = integer & ~is_integer(y.absolute() * 0.5)
     sign = select(odd, x.bits & x.format.sign_mask, 0)
-    result = (result.bits ^ sign).float
+    result = (result.bits ^ sign).as_float
     result = select((x < 0.0) & ~infinite & ~integer, math.nan, result)
     result = select(x.is_nan() | y.is_nan(), x + y, result)
     return select(y.equals(0.0) | x.equals(1.0), 1.0, result)

@@ -11,6 +11,7 @@ from kaun.compiler.codegen.vector_math_lanes import (
     FLOAT32,
     FLOAT64,
     Lanes,
+    corrected,
     exact_fma,
     fast_two_sum,
     fma,
@@ -18,9 +19,9 @@ from kaun.compiler.codegen.vector_math_lanes import (
     select,
 )
 
-# Above these a multiple of pi/2 no longer has an exact product with the leading parts of pi/2 below.
 HALF_PI_LOW = 6.123233995736766e-17  # pi/2 - float64(pi/2)
 LOW_HALF = 0xFFFFFFFF
+# Above these a multiple of pi/2 no longer has an exact product with the leading parts of pi/2.
 HUGE = {32: 2.0**17, 64: 2.0**20}
 SINE = {32: coefficients.SIN_FLOAT32, 64: coefficients.SIN_FLOAT64}
 COSINE = {32: coefficients.COS_FLOAT32, 64: coefficients.COS_FLOAT64}
@@ -47,26 +48,14 @@ def sine_of_quadrant(r: Lanes, quadrant: Lanes) -> Lanes:
     sine = fma(r * square, horner(square, SINE[bits]), r).with_sign_of(r)
     cosine = fma(square, fma(square, horner(square, COSINE[bits]), -0.5), 1.0)
     is_odd = quadrant << (bits - 1) < 0
-    return (select(is_odd, cosine, sine).bits ^ ((quadrant << (bits - 2)) & r.format.sign_mask)).float
+    return (select(is_odd, cosine, sine).bits ^ ((quadrant << (bits - 2)) & r.format.sign_mask)).as_float
 
 
 def reduced(x: Lanes) -> tuple[Lanes, Lanes]:
     """(r, n) with x = n pi/2 + r, |r| <= pi/4, n modulo 4; huge x take a branch that costs no other vector."""
-    builder = x.builder
-    moderate = reduced_moderate(x)
     is_huge = x.absolute() > HUGE[x.format.bits]
-    any_huge = is_huge.any_lane()
-    before = builder.block
-    with builder.if_then(any_huge, likely=False):
-        either = [select(is_huge, huge, other) for huge, other in zip(reduced_huge(x), moderate, strict=True)]
-        after_huge = builder.block
-    merged = []
-    for without, with_huge in zip(moderate, either, strict=True):
-        phi = builder.phi(without.value.type)
-        phi.add_incoming(without.value, before)
-        phi.add_incoming(with_huge.value, after_huge)
-        merged.append(x.with_value(phi))
-    return merged[0], merged[1]
+    r, n = corrected(is_huge, reduced_moderate(x), lambda: reduced_huge(x))
+    return r, n
 
 
 def reduced_moderate(x: Lanes) -> tuple[Lanes, Lanes]:
@@ -102,7 +91,7 @@ def reduced_huge(x: Lanes) -> tuple[Lanes, Lanes]:
     r, quadrant = (turns_float32 if x.format.bits == 32 else turns_float64)(x.bits ^ sign)
     # x - x is NaN for an infinity. For negative x both r and n change their sign.
     quadrant = select(sign.equals(0), quadrant, -quadrant)
-    return (r.bits ^ sign).float + (x - x), quadrant
+    return (r.bits ^ sign).as_float + (x - x), quadrant
 
 
 def window(words: Sequence[int], width: int, offset: Lanes, count: int) -> list[Lanes]:

@@ -157,6 +157,15 @@ def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> N
         return _interned.setdefault(key, node)
 
 
+def unshared(op: Op, dtype: DType, shape: Shape, attributes: Mapping[str, Any]) -> Node:
+    """A node that is equal to no other, made without looking for one: for leaves that stand for data."""
+    node = Node()
+    node.op, node.inputs, node.attributes = op, (), attributes
+    node.dtype, node.shape, node.source, node.value = dtype, shape, source_module.UNKNOWN, None
+    node.serial = next(_serials)
+    return node
+
+
 def full(value: float, dtype: DType, shape: Shape = ()) -> Node:
     """The constant `value` everywhere in `shape`, converted to `dtype` as Python converts."""
     if dtype.kind == "bool":

@@ -285,6 +285,20 @@ def substitute(index: Index, mapping: Mapping[Variable, Index], on_data: Callabl
     return result
 
 
+def evaluate(index: Index, number: Callable[[Variable | FromData], Any]) -> Any:
+    """The index as a number, or an array of them: `number` gives what a variable or a number read from data is."""
+    total: Any = index.constant
+    for atom, coefficient in index.terms:
+        if isinstance(atom, FloorDivision):
+            part = evaluate(atom.index, number) // atom.divisor
+        elif isinstance(atom, Remainder):
+            part = evaluate(atom.index, number) % atom.divisor
+        else:
+            part = number(atom)
+        total = total + part * coefficient
+    return total
+
+
 def format_index(index: Index, name_of: Any = None) -> str:
     """The index as text: `16*v0 + v1 // 3 + 5`."""
 

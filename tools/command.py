@@ -1,0 +1,67 @@
+"""The `kaun` command: finds the tool that is asked for and runs it.
+
+A tool is a module of this package with `main(arguments, prog) -> exit status`; only the one that runs is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+TOOLS: dict[str, str] = {
+    "demo": "train a small network on handwritten digits",
+    "bench": "measure training steps, kernels and compile time, beside PyTorch and JAX",
+    "cache": "show or clear the cache of compiled kernels",
+}
+
+# What a shell reports for a program ended by Ctrl-C.
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `kaun TOOL ...` and return its exit status: 0 if all went well, 2 for arguments that make no sense."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    # Options of the tool are the tool's business, so only the first word is looked at here.
+    name = parser.parse_args(given[:1]).tool
+    if name is None:
+        parser.print_help()
+        return 2
+    tool = importlib.import_module(f"kaun.tools.{name}")
+    try:
+        return int(tool.main(given[1:], prog=f"kaun {name}"))
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `kaun bench | head`; the interpreter must not trip over it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kaun",
+        usage="kaun TOOL [options]",
+        description="Neural networks whose whole training step is one compiled program.",
+        epilog="tools:\n"
+        + "".join(f"  {name:<8}{what}\n" for name, what in TOOLS.items())
+        + "\n`kaun TOOL --help` explains one of them; begin with `kaun demo`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kaun {_version()}")
+    parser.add_argument("tool", nargs="?", choices=TOOLS, metavar="TOOL", help=argparse.SUPPRESS)
+    return parser
+
+
+def _version() -> str:
+    import kaun
+
+    return kaun.__version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
