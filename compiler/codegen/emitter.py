@@ -10,7 +10,6 @@ vectors. The tail of such a loop is emitted once more with a constant mask of ac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,53 +48,7 @@ from .arithmetic import (
     suffix,
 )
 from .control_flow import POINTER
-
-
-def lane_step(index: Index, variable: Variable, lanes: int, aligned: bool = True) -> int | None:
-    """By how much `index` grows when `variable` grows by one inside a vector of `lanes`.
-
-    0: the same in all lanes; None: not the same number from every lane to the next. `aligned`: the variable is a
-    multiple of `lanes` at lane 0, so that a division by a multiple of `lanes` does not change inside a vector.
-    """
-    if variable not in index.variables:
-        return 0
-    total = 0
-    for atom, coefficient in index.terms:
-        step = _atom_step(atom, variable, lanes, aligned)
-        if step is None:
-            return None
-        total += step * coefficient
-    return total
-
-
-def _atom_step(atom: indexing.Atom, variable: Variable, lanes: int, aligned: bool) -> int | None:
-    if variable not in atom.variables:
-        return 0
-    if isinstance(atom, Variable):
-        return 1
-    if isinstance(atom, FromData):
-        return None
-    step = lane_step(atom.index, variable, lanes, aligned)
-    if step is None or step <= 0:
-        return 0 if step == 0 else None
-    block = step * lanes
-    if aligned and atom.divisor % block == 0 and _alignment(atom.index, variable, lanes) % block == 0:
-        return 0 if isinstance(atom, FloorDivision) else step
-    return None
-
-
-def _alignment(index: Index, variable: Variable, lanes: int) -> int:
-    """A number that divides the index at lane 0, whatever the other loops are at (0: the index is always 0)."""
-    result = abs(index.constant)
-    for atom, coefficient in index.terms:
-        known = lanes if atom == variable else 1
-        if isinstance(atom, Remainder):
-            known = math.gcd(_alignment(atom.index, variable, lanes), atom.divisor)
-        elif isinstance(atom, FloorDivision):
-            below = _alignment(atom.index, variable, lanes)
-            known = below // atom.divisor if below % atom.divisor == 0 else 1
-        result = math.gcd(result, coefficient * known)
-    return result
+from .lanes import VectorLoop, lane_offsets, lane_step, lane_values
 
 
 @dataclass(eq=False)
@@ -119,6 +72,23 @@ class Lanes:
     count: int
     active: int | ir.Value | None = None
     aligned: bool = True
+
+    @property
+    def loop(self) -> VectorLoop:
+        return VectorLoop(self.variable, self.count, self.aligned)
+
+
+# A stretch of memory this many vectors long is loaded whole rather than gathered lane by lane.
+_LONGEST_STRETCH = 4
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return isinstance(value, ir.Constant)
+
+
+def _flags(mask: ir.Constant) -> list[int]:
+    """The lanes of a constant mask as numbers."""
+    return [int(getattr(flag, "constant", flag)) for flag in mask.constant]
 
 
 class Emitter:
@@ -273,9 +243,7 @@ class Emitter:
 
     def lane_step(self, index: Index) -> int | None:
         """By how much the index grows from lane to lane, None if that is not one number."""
-        if self.lanes is None:
-            return 0
-        return lane_step(index, self.lanes.variable, self.lanes.count, self.lanes.aligned)
+        return 0 if self.lanes is None else lane_step(index, self.lanes.loop)
 
     def index(self, index: Index) -> ir.Value:
         """The index as an i64, at lane 0 of the vectorised variable."""
@@ -354,13 +322,16 @@ class Emitter:
 
     def _vector_index(self, index: Index, scalar: ir.Type) -> ir.Value:
         assert self.lanes is not None
+        return self._remembered(("lanes", index, scalar), index.variables, lambda: self._new_vector_index(index, scalar))
+
+    def _new_vector_index(self, index: Index, scalar: ir.Type) -> ir.Value:
+        assert self.lanes is not None
         count = self.lanes.count
-        step = self.lane_step(index)
-        if step is not None:
+        offsets = lane_offsets(index, self.lanes.loop)
+        if offsets is not None:
             base = self.index(index)
             base = splat(self.builder, self.builder.trunc(base, scalar) if scalar != I64 else base, count)
-            offsets = ir.Constant(ir.VectorType(scalar, count), [i * step for i in range(count)])
-            return self.builder.add(base, offsets) if step else base
+            return self.builder.add(base, ir.Constant(ir.VectorType(scalar, count), list(offsets))) if any(offsets) else base
         total: ir.Value = constant(scalar, index.constant, count)
         for atom, coefficient in index.terms:
             part = self._vector_atom(atom, scalar)
@@ -371,7 +342,7 @@ class Emitter:
 
     def _vector_atom(self, atom: indexing.Atom, scalar: ir.Type) -> ir.Value:
         assert self.lanes is not None
-        if self.lane_step(indexing.of(atom)) is not None:
+        if lane_offsets(indexing.of(atom), self.lanes.loop) is not None:
             return self._vector_index(indexing.of(atom), scalar)
         if isinstance(atom, FromData):
             value = self._clamped(self.spread(self.evaluate(atom.value)), atom)
@@ -385,6 +356,11 @@ class Emitter:
     def condition(self, condition: Condition) -> ir.Value:
         """i1, or a vector of them if the condition differs between lanes."""
         low, high = condition.index.bounds
+        if self.lanes is not None:
+            known = lane_values(condition.index, self.lanes.loop)
+            if known is not None:
+                flags = [int(condition.low <= value < condition.high) for value in known]
+                return ir.Constant(ir.VectorType(BIT, self.lanes.count), flags)
         if self._varies(condition.index.variables) and self.lane_step(condition.index) != 0:
             value = self.index_lanes(condition.index)
             scalar, lanes = value.type.element, value.type.count
@@ -486,7 +462,8 @@ class Emitter:
         elif step == 1:
             raw = self._contiguous_load(load, element, guard)
         else:
-            raw = self._gathered_load(load, element, guard)
+            shuffled = self._shuffled_load(load, element, guard)
+            raw = shuffled if shuffled is not None else self._gathered_load(load, element, guard)
         return self.arithmetic.from_memory(raw, load.buffer.dtype)
 
     def _scalar_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value:
@@ -522,6 +499,47 @@ class Emitter:
             return self.builder.load(pointer, typ=kind, align=align)
         arguments = [pointer, ir.Constant(I32, align), mask, ir.Constant(kind, None)]
         return intrinsic(self.builder, f"llvm.masked.load.{suffix(kind)}.p0", kind, arguments)
+
+    def _shuffled_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value | None:
+        """Lanes at known distances from lane 0: the stretch they lie in is loaded whole, then shuffled into place.
+
+        None where the stretch is too long, or where which lanes may be read is known only at run time.
+        """
+        assert self.lanes is not None
+        offsets = lane_offsets(load.index, self.lanes.loop)
+        mask = self._mask(guard)
+        if offsets is None or not (mask is None or _is_constant(mask) or not self._differs(guard)):
+            return None
+        first, span = min(offsets), max(offsets) - min(offsets) + 1
+        if span > _LONGEST_STRETCH * self.lanes.count:
+            return None
+        active = self.active_mask()
+        if not (active is None or _is_constant(active)):
+            return None
+        readable = [True] * self.lanes.count
+        for flags in (active, guard):
+            if flags is not None and _is_constant(flags) and lanes_of(flags):
+                readable = [r and bool(f) for r, f in zip(readable, _flags(flags), strict=True)]
+        if not any(readable):
+            return ir.Constant(ir.VectorType(element, self.lanes.count), None)
+        wide = 1 << (span - 1).bit_length()
+        touched = [0] * wide
+        for offset, allowed in zip(offsets, readable, strict=True):
+            touched[offset - first] |= int(allowed)
+        stretch_mask: ir.Value = ir.Constant(ir.VectorType(BIT, wide), touched)
+        if guard is not None and not lanes_of(guard):
+            stretch_mask = self.builder.and_(stretch_mask, splat(self.builder, guard, wide))
+        kind = ir.VectorType(element, wide)
+        pointer = self.builder.gep(
+            self.address(load.buffer, load.index), [ir.Constant(I64, first)], source_etype=element
+        )
+        arguments = [pointer, ir.Constant(I32, load.buffer.dtype.itemsize), stretch_mask, ir.Constant(kind, None)]
+        stretch = intrinsic(self.builder, f"llvm.masked.load.{suffix(kind)}.p0", kind, arguments)
+        order = ir.Constant(ir.VectorType(I32, self.lanes.count), [offset - first for offset in offsets])
+        return self.builder.shuffle_vector(stretch, ir.Constant(kind, ir.Undefined), order)
+
+    def _differs(self, guard: ir.Value | None) -> bool:
+        return guard is not None and bool(lanes_of(guard))
 
     def _gathered_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value:
         assert self.lanes is not None
@@ -568,6 +586,8 @@ class Emitter:
             arguments = [raw, pointer, ir.Constant(I32, align), mask]
             intrinsic(self.builder, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), arguments)
             return
+        if self._shuffled_store(store, raw, mask, align):
+            return
         places = self.index_lanes(store.index)
         pointers = self.builder.gep(self.pointers[store.buffer], [places], source_etype=memory_type(store.buffer.dtype))
         pointers.type = ir.VectorType(POINTER, count)
@@ -575,3 +595,30 @@ class Emitter:
             mask = ir.Constant(ir.VectorType(BIT, count), [1] * count)
         arguments = [raw, pointers, ir.Constant(I32, align), mask]
         intrinsic(self.builder, f"llvm.masked.scatter.{suffix(kind)}.v{count}p0", ir.VoidType(), arguments)
+
+    def _shuffled_store(self, store: Store, raw: ir.Value, mask: ir.Value | None, align: int) -> bool:
+        """Lanes at known, different distances: shuffled into a stretch that is stored with a mask. Whether it applied."""
+        assert self.lanes is not None
+        count = self.lanes.count
+        offsets = lane_offsets(store.index, self.lanes.loop)
+        if offsets is None or not (mask is None or _is_constant(mask)):
+            return False
+        written = [True] * count if mask is None else [bool(f) for f in _flags(mask)]
+        used = [offset for offset, allowed in zip(offsets, written, strict=True) if allowed]
+        if not used:
+            return True
+        first, span = min(used), max(used) - min(used) + 1
+        if len(set(used)) != len(used) or span > 2 * count:
+            return False
+        wide = 1 << (span - 1).bit_length()
+        source = {offset - first: lane for lane, (offset, w) in enumerate(zip(offsets, written, strict=True)) if w}
+        order = ir.Constant(ir.VectorType(I32, wide), [source.get(i, 0) for i in range(wide)])
+        stretch = self.builder.shuffle_vector(raw, ir.Constant(raw.type, ir.Undefined), order)
+        element = memory_type(store.buffer.dtype)
+        pointer = self.builder.gep(
+            self.address(store.buffer, store.index), [ir.Constant(I64, first)], source_etype=element
+        )
+        stretch_mask = ir.Constant(ir.VectorType(BIT, wide), [int(i in source) for i in range(wide)])
+        arguments = [stretch, pointer, ir.Constant(I32, align), stretch_mask]
+        intrinsic(self.builder, f"llvm.masked.store.{suffix(stretch.type)}.p0", ir.VoidType(), arguments)
+        return True

@@ -20,7 +20,8 @@ from . import contraction as template
 from .arithmetic import BIT, I32, I64, Arithmetic, constant, intrinsic, memory_type, register_type, splat, suffix
 from .contraction import Blocking, Contraction, Memory, Operand, Packed
 from .control_flow import POINTER, offset
-from .emitter import Emitter, Lanes, lane_step
+from .emitter import Emitter, Lanes
+from .lanes import VectorLoop, lane_step
 from .loops import load_pointers
 from .vector_target import VectorTarget
 
@@ -65,7 +66,7 @@ def _operand(kernel: ContractionKernel, value: Value, axes: tuple[Variable, Vari
     for inner in all_values([value]):
         if isinstance(inner, Load):
             for position, axis in enumerate(axes):
-                runs[position] += lane_step(inner.index, axis, lanes, aligned=axis is kernel.columns) == 1
+                runs[position] += lane_step(inner.index, VectorLoop(axis, lanes, axis is kernel.columns)) == 1
     return Operand(None, 0 if runs[0] > runs[1] else 1)
 
 

@@ -24,7 +24,8 @@ from ..schedule.index import Index, Variable
 from ..schedule.loop_ir import Apply, Buffer, Load, LoopKernel, Pass, Reduction
 from .arithmetic import I32, I64, Arithmetic, constant, lanes_of, register_type
 from .control_flow import POINTER
-from .emitter import Emitter, Lanes, lane_step
+from .emitter import Emitter, Lanes
+from .lanes import VectorLoop, lane_offsets
 from .vector_target import VectorTarget
 
 # Rough costs in nanoseconds: of one simple operation on one vector or scalar, and of a mathematical function.
@@ -111,9 +112,13 @@ class _Option:
         return cost + vectors * _SIMPLE
 
     def _access(self, index: Index, variable: Variable | None, lanes: int, times: float) -> float:
-        step = lane_step(index, variable, lanes) if variable is not None else 0
-        scattered = step not in (0, 1)
-        return times * _SIMPLE * (lanes * 2.0 if scattered else max(1, lanes / 16))
+        if variable is None or lanes == 1:
+            return times * _SIMPLE
+        offsets = lane_offsets(index, VectorLoop(variable, lanes))
+        span = lanes * 4 + 1 if offsets is None else max(offsets) - min(offsets) + 1
+        if span > lanes * 4:
+            return times * _SIMPLE * lanes * 2.0
+        return times * _SIMPLE * max(1, span / 16)
 
 
 def emit(module: ir.Module, name: str, kernel: LoopKernel, target: VectorTarget) -> Plan:

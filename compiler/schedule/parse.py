@@ -70,8 +70,8 @@ class _Parser:
         line = self.lines[self.at] if self.at < len(self.lines) else "the end of the text"
         return ValueError(f"parse.parse_kernel: {reason} in line {self.at + 1}: {line!r}")
 
-    def next(self) -> str:
-        """The current line; the next one becomes current when this one has been used up (`advance`)."""
+    def current(self) -> str:
+        """The line being parsed."""
         if self.at >= len(self.lines):
             raise self.error("expected more")
         return self.lines[self.at]
@@ -83,7 +83,7 @@ class _Parser:
         return found
 
     def closing(self) -> None:
-        if self.next() != "}":
+        if self.current() != "}":
             raise self.error("expected '}'")
         self.at += 1
 
@@ -98,10 +98,10 @@ class _Parser:
     # Kernels
 
     def kernel(self) -> Kernel:
-        header = self.match(re.compile(r"kernel\((.*)\) \{"), self.next(), "'kernel(buffers) {'")
+        header = self.match(re.compile(r"kernel\((.*)\) \{"), self.current(), "'kernel(buffers) {'")
         roles = self._buffers(header.group(1))
         self.at += 1
-        result = self._contraction() if self.next().startswith("contract") else self._loops()
+        result = self._contraction() if self.current().startswith("contract") else self._loops()
         self.closing()
         if self.at != len(self.lines):
             raise self.error("expected nothing more")
@@ -137,23 +137,23 @@ class _Parser:
         return tuple(self._variable(part) for part in text.split(", ")) if text else ()
 
     def _loops(self) -> LoopKernel:
-        loops = self.match(re.compile(r"parallel ?(.*) \{"), self.next(), "'parallel ... {' or 'contract ... {'")
+        loops = self.match(re.compile(r"parallel ?(.*) \{"), self.current(), "'parallel ... {' or 'contract ... {'")
         self.outer = self._variables(loops.group(1))
         self.at += 1
         passes = []
-        while self.next() != "}":
+        while self.current() != "}":
             passes.append(self._pass())
         self.closing()
         return LoopKernel(self.buffers, self.outer, tuple(passes))
 
     def _pass(self) -> Pass:
-        opening = self.match(re.compile(r"(?:once|for (.*)) \{"), self.next(), "'for ... {' or 'once {'")
+        opening = self.match(re.compile(r"(?:once|for (.*)) \{"), self.current(), "'for ... {' or 'once {'")
         variables = self._variables(opening.group(1) or "")
         self.at += 1
         reductions: list[Reduction] = []
         stores: list[Store] = []
-        while self.next() != "}":
-            line = self.next()
+        while self.current() != "}":
+            line = self.current()
             if line.startswith("store "):
                 stores.append(self._store(line))
             elif _REDUCTION.fullmatch(line):
@@ -166,15 +166,15 @@ class _Parser:
 
     def _contraction(self) -> ContractionKernel:
         expected = "'contract b < 1, m < 8, n < 8 over k < 8 in float32 {'"
-        header = self.match(re.compile(r"(.*) \{"), self.next(), expected)
+        header = self.match(re.compile(r"(.*) \{"), self.current(), expected)
         *loops, element = self.match(_CONTRACT, header.group(1), expected).groups()
         batch, rows, columns, depth = (self._variable(loop) for loop in loops)
         self.outer = (batch, rows, columns)
         self.at += 1
         operands: dict[str, Value] = {}
         stores: list[Store] = []
-        while self.next() != "}":
-            line = self.next()
+        while self.current() != "}":
+            line = self.current()
             side, _, name = line.partition(" ")
             if side in ("left", "right") and side not in operands:
                 operands[side] = self.named(self.values, name, "value")
