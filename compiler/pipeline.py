@@ -43,7 +43,7 @@ class Compilation:
     @cached_property
     def kernels(self) -> list[ScheduledKernel]:
         """The kernels in an order in which they can run."""
-        return fuse(self.simplified)
+        return fuse(self.simplified, self.target.lanes("float32"))
 
     @cached_property
     def launches(self) -> list[Launch]:

@@ -7,7 +7,7 @@ stays in the first-level cache and the operand read by whole vectors streams fro
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 
 from .vector_target import VectorTarget, element_bits
 
@@ -59,6 +59,7 @@ class Operand:
 class Contraction:
     """C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n], accumulated and packed as `element`.
 
+    `depth_step`: blocks of k start at multiples of it, for callbacks that want whole vectors along k.
     Sizes may be 0 (k == 0 finishes zeros). Vectors run along n: callers swap A and B so that n is the better one.
     """
 
@@ -69,6 +70,7 @@ class Contraction:
     element: str = "float32"
     a: Operand = Operand()
     b: Operand = Operand()
+    depth_step: int = 1
 
     def __post_init__(self) -> None:
         element_bits(self.element)
@@ -237,7 +239,7 @@ def _kc(contraction: Contraction, target: VectorTarget, tile: _Tile) -> int:
     row_bytes = tile.rows * _bytes(contraction) * _overfetch(contraction, tile)
     limit = max(64, int((target.l1_bytes or _DEFAULT_L1) / 2 / row_bytes))
     blocks = max(1, -(-contraction.k // limit))
-    return max(1, _round_up(-(-contraction.k // blocks), _unroll(tile)))
+    return max(1, _round_up(-(-contraction.k // blocks), lcm(_unroll(tile), contraction.depth_step)))
 
 
 def _overfetch(contraction: Contraction, tile: _Tile) -> float:

@@ -106,6 +106,11 @@ class Emitter:
         self.reduced: dict[Reduction, ir.Value] = {}
         self.accumulator: ir.Value | None = None
 
+    def bind(self, variable: Variable, value: ir.Value) -> None:
+        """Bind a variable for all that this emitter emits."""
+        self.scopes[0].variables |= {variable}
+        self.bindings[variable] = value
+
     # Scopes and loops
 
     @contextmanager

@@ -7,22 +7,21 @@ sums and stored straight to where the results belong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ..ir.dtypes import DType
 from ..schedule.collapse import all_values
 from ..schedule.index import Variable
 from ..schedule.loop_ir import Buffer, ContractionKernel, Load, Value
 from . import contraction as template
-from .arithmetic import BIT, I32, I64, Arithmetic, constant, intrinsic, memory_type, register_type, splat, suffix
+from .arithmetic import I32, I64, Arithmetic, constant, memory_type, register_type
 from .contraction import Blocking, Contraction, Memory, Operand, Packed
 from .control_flow import POINTER, offset
 from .emitter import Emitter, Lanes
 from .lanes import VectorLoop, lane_step
 from .loops import load_pointers
+from .panels import Axis, PanelWriter
 from .vector_target import VectorTarget
 
 
@@ -38,9 +37,11 @@ def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[Contraction, 
     """What the template is asked for, and how it will do it."""
     left = _operand(kernel, kernel.left, (kernel.rows, kernel.depth), target)
     right = _operand(kernel, kernel.right, (kernel.depth, kernel.columns), target)
+    computed = left.strides is None or right.strides is None
     contraction = Contraction(
-        kernel.batch.extent, kernel.rows.extent, kernel.columns.extent, kernel.depth.extent, kernel.element.name, left, right
-    )
+        kernel.batch.extent, kernel.rows.extent, kernel.columns.extent, kernel.depth.extent, kernel.element.name,
+        left, right, target.lanes(kernel.element.name) if computed else 1,
+    )  # fmt: skip
     return contraction, template.plan(contraction, target)
 
 
@@ -66,7 +67,7 @@ def _operand(kernel: ContractionKernel, value: Value, axes: tuple[Variable, Vari
     for inner in all_values([value]):
         if isinstance(inner, Load):
             for position, axis in enumerate(axes):
-                runs[position] += lane_step(inner.index, VectorLoop(axis, lanes, axis is kernel.columns)) == 1
+                runs[position] += lane_step(inner.index, VectorLoop(axis, lanes, axis is not kernel.rows)) == 1
     return Operand(None, 0 if runs[0] > runs[1] else 1)
 
 
@@ -153,10 +154,10 @@ class _Callbacks:
     ) -> None:  # fmt: skip
         """Panel of A: element (i, p) goes to destination[i * a_panel[0] + p * a_panel[1]]."""
         kernel, (row_step, depth_step) = self.kernel, self.blocking.a_panel
-        first = _Axis(kernel.rows, row, rows, lambda i: (i, row_step))
-        second = _Axis(kernel.depth, column, columns, lambda p: (p, depth_step))
-        slow, fast = (first, second) if depth_step == 1 else (second, first)
-        self._copy(builder, destination, batch, kernel.left, slow, fast, 1)
+        in_rows = Axis(kernel.rows, row, rows, row_step)
+        in_depth = Axis(kernel.depth, column, columns, depth_step, aligned=True)
+        slow, fast = (in_rows, in_depth) if depth_step == 1 else (in_depth, in_rows)
+        PanelWriter(self._bound(builder, batch), kernel.element, kernel.left, self.lanes).rows(destination, slow, fast)
 
     def _pack_right(
         self, builder: ir.IRBuilder, destination: ir.Value, batch: ir.Value, row: ir.Value, rows: ir.Value,
@@ -164,125 +165,29 @@ class _Callbacks:
     ) -> None:  # fmt: skip
         """Panels of B: element (p, j) goes to destination[(j // nr) * rows * nr + p * nr + j % nr]."""
         kernel, nr = self.kernel, self.blocking.nr
-        emitter = self._emitter(builder, self.known)
-        vectors_along_depth = self.contraction.b.fastest == 0
+        emitter = self._bound(builder, batch)
+        writer = PanelWriter(emitter, kernel.element, kernel.right, self.lanes)
 
         def panel(start: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             to_panel = offset(builder, destination, register_type(kernel.element), (builder.mul(start, rows), 1))
             left = builder.sub(columns, start)
             count = builder.select(builder.icmp_signed("<", left, constant(I64, nr)), left, constant(I64, nr))
-            along_depth = _Axis(kernel.depth, row, rows, lambda p: (p, nr))
-            along_columns = _Axis(kernel.columns, builder.add(column, start), count, lambda j: (j, 1))
-            if vectors_along_depth:
-                self._copy(builder, to_panel, batch, kernel.right, along_columns, along_depth, nr)
+            in_depth = Axis(kernel.depth, row, rows, nr, aligned=True)
+            in_columns = Axis(kernel.columns, builder.add(column, start), count, 1, aligned=True)
+            if self.contraction.b.fastest == 0 and self.blocking.lanes == self.lanes > 1:
+                writer.squares(to_panel, in_depth, in_columns)
             else:
-                self._copy(builder, to_panel, batch, kernel.right, along_depth, replace(along_columns, whole=nr), 1)
+                writer.columns(to_panel, in_depth, in_columns)
             return []
 
         emitter.loop(None, constant(I64, 0), columns, nr, [], panel)
 
-    def _copy(
-        self, builder: ir.IRBuilder, destination: ir.Value, batch: ir.Value, value: Value, slow: _Axis, fast: _Axis,
-        fast_step: int,
-    ) -> None:  # fmt: skip
-        """Evaluate `value` over slow x fast, vectors along fast, and write it to the panel."""
+    @property
+    def lanes(self) -> int:
+        return self.target.lanes(self.kernel.element.name)
+
+    def _bound(self, builder: ir.IRBuilder, batch: ir.Value) -> Emitter:
+        """An emitter at the builder's position that knows the batch entry."""
         emitter = self._emitter(builder, self.known)
-        lanes = self.target.lanes(self.kernel.element.name)
-
-        def row(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
-            base = offset(builder, destination, register_type(self.kernel.element), slow.place(i))
-            writer = _Writer(emitter, self.kernel.element, base, fast, fast_step, value)
-            with emitter.scope({slow.variable: builder.add(slow.start, i)}):
-                writer.write(lanes)
-            return []
-
-        with emitter.scope({self.kernel.batch: batch}):
-            emitter.loop(None, constant(I64, 0), slow.count, 1, [], row)
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One direction of a panel: its variable, where it starts, how many elements, and their place in the panel.
-
-    `whole`: the panel has room for this many elements in this direction, so edges may be written in whole vectors.
-    """
-
-    variable: Variable
-    start: ir.Value
-    count: ir.Value
-    place: Callable[[ir.Value], tuple[ir.Value, int]]
-    whole: int = 0
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Writes one line of a panel."""
-
-    emitter: Emitter
-    element: DType
-    base: ir.Value
-    axis: _Axis
-    step: int
-    value: Value
-
-    def write(self, lanes: int) -> None:
-        """All elements along the axis: whole vectors, then one with a mask."""
-        builder, count = self.emitter.builder, self.axis.count
-        if lanes == 1:
-            self._loop(constant(I64, 0), count, 1, None)
-            return
-        whole = builder.and_(count, constant(I64, -lanes))
-        zero = constant(I64, 0)
-        vectors = Lanes(self.axis.variable, lanes, None, aligned=False)
-        self.emitter.when(builder.icmp_signed(">", whole, zero), lambda: self._loop(zero, whole, lanes, vectors))
-        self.emitter.when(builder.icmp_signed("<", whole, count), lambda: self._tail(whole, lanes))
-
-    def _loop(self, start: ir.Value, stop: ir.Value, step: int, lanes: Lanes | None) -> None:
-        def body(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
-            self._one(i, lanes)
-            return []
-
-        self.emitter.loop(None, start, stop, step, [], body)
-
-    def _tail(self, whole: ir.Value, lanes: int) -> None:
-        builder = self.emitter.builder
-        left = builder.sub(self.axis.count, whole)
-        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        mask = builder.icmp_signed("<", numbers, splat(builder, builder.trunc(left, I32), lanes))
-        self._one(whole, Lanes(self.axis.variable, lanes, mask, aligned=False))
-
-    def _one(self, i: ir.Value, lanes: Lanes | None) -> None:
-        emitter, builder = self.emitter, self.emitter.builder
-        scalar = register_type(self.element)
-        with emitter.scope({self.axis.variable: builder.add(self.axis.start, i)}, lanes):
-            value = emitter.evaluate(self.value)
-            place, step = self.axis.place(i)
-            pointer = offset(builder, self.base, scalar, (place, step))
-            if lanes is None:
-                builder.store(value, pointer)
-                return
-            value = emitter.spread(value)
-            self._vector(value, pointer, lanes)
-
-    def _vector(self, value: ir.Value, pointer: ir.Value, lanes: Lanes) -> None:
-
-        builder, size = self.emitter.builder, self.element.itemsize
-        mask = self.emitter.active_mask()
-        align = ir.Constant(I32, size)
-        if self.step == 1:
-            if mask is None:
-                builder.store(value, pointer, align=size)
-            else:
-                arguments = [value, pointer, align, mask]
-                intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), arguments)
-            return
-        if mask is None:
-            mask = ir.Constant(ir.VectorType(BIT, lanes.count), [1] * lanes.count)
-        places = ir.Constant(ir.VectorType(I32, lanes.count), [j * self.step for j in range(lanes.count)])
-        pointers = builder.gep(pointer, [places], source_etype=register_type(self.element))
-        pointers.type = ir.VectorType(POINTER, lanes.count)
-        arguments = [value, pointers, align, mask]
-        name = f"llvm.masked.scatter.{suffix(value.type)}.v{lanes.count}p0"
-        intrinsic(builder, name, ir.VoidType(), arguments)
-
-
+        emitter.bind(self.kernel.batch, batch)
+        return emitter

@@ -93,9 +93,6 @@ class Lanes:
         splat = scalar if self.count is None else ir.Constant(ir.VectorType(element, self.count), [scalar] * self.count)
         return self.with_value(splat)
 
-    def float_constant(self, number: float) -> Lanes:
-        return self.constant(number, self.format.float_type)
-
     # -- arithmetic ---------------------------------------------------------------------------------------------
 
     def _binary(self, other: Lanes | float, float_name: str, integer_name: str) -> Lanes:

@@ -43,9 +43,12 @@ class ScheduledKernel:
         return tuple(b.node for b in self.kernel.buffers if b.node not in written)
 
 
-def fuse(graph: Graph) -> list[ScheduledKernel]:
-    """The kernels that compute the graph's outputs, in an order in which they can run."""
-    return _Fusion(graph).run()
+def fuse(graph: Graph, lanes: int = 1) -> list[ScheduledKernel]:
+    """The kernels that compute the graph's outputs, in an order in which they can run.
+
+    `lanes`: elements (of float32) in one vector of the target.
+    """
+    return _Fusion(graph, lanes).run()
 
 
 def _needs_kernel(node: Node) -> bool:
@@ -155,8 +158,8 @@ def _worth_storing(
 class _Fusion:
     """The merging phase. `groups` maps a kernel's number to its members; `kernel_of` a stored node to its kernel."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
+    def __init__(self, graph: Graph, lanes: int):
+        self.graph, self.lanes = graph, lanes
         self.given = set(graph.inputs)
         self.stored = stored_nodes(graph)
         self.results = set(graph.outputs)
@@ -204,7 +207,7 @@ class _Fusion:
             members = self.groups[number]
             outputs = self._outputs(members, {number})
             try:
-                lowered = lower(members, outputs, self._has_memory)
+                lowered = lower(members, outputs, self._has_memory, self.lanes)
             except Illegal as reason:
                 raise AssertionError(f"fusion.fuse: kernel of {members} cannot be lowered: {reason}") from reason
             computed = tuple(sorted(lowered.counts, key=self.order.__getitem__))
@@ -256,7 +259,7 @@ class _Fusion:
         members = sorted(self.groups[first] + self.groups[second], key=self.order.__getitem__)
         outputs = self._outputs(members, {first, second})
         try:
-            lowered = lower(members, outputs, self._has_memory)
+            lowered = lower(members, outputs, self._has_memory, self.lanes)
         except Illegal:
             return False
         if not self._worth_it(lowered, members, outputs):

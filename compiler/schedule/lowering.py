@@ -13,9 +13,12 @@ from .expand import Expander, Illegal, Indices, nontrivial, spread
 from .index import ZERO, FloorDivision, FromData, Index, Remainder, Variable
 from .loop_ir import (
     Apply,
+    Condition,
     ContractionKernel,
+    Guarded,
     Kernel,
     Literal,
+    Load,
     LoopKernel,
     Pass,
     Reduced,
@@ -33,10 +36,13 @@ class Lowered:
     counts: dict[Node, int]
 
 
-def lower(members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool]) -> Lowered:
+def lower(
+    members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], lanes: int = 1
+) -> Lowered:
     """The kernel that computes `members` together and stores `outputs` (a subset of them, in that order).
 
-    `has_memory(node)`: the node can be loaded because the caller or another kernel stored it. Raises Illegal.
+    `has_memory(node)`: the node can be loaded because the caller or another kernel stored it. `lanes`: how many
+    elements the target's vectors hold, so that contractions can give rows of windows a multiple of it. Raises Illegal.
     """
     contractions = [m for m in members if m.op is ops.dot_general]
     scatters = [m for m in members if m.op is ops.scatter_add]
@@ -47,7 +53,7 @@ def lower(members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable
             raise Illegal("a scatter_add has a kernel of its own")
         return _lower_scatter(scatters[0], has_memory)
     if contractions:
-        return _lower_contraction(contractions[0], members, outputs, has_memory)
+        return _lower_contraction(contractions[0], members, outputs, has_memory, lanes)
     return _Loops(members, outputs, has_memory).lower()
 
 
@@ -108,14 +114,19 @@ def _place_from(variables: Sequence[Variable], node: Node, solution: dict[Variab
     return tuple(place)
 
 
-def _require_bijection(place: Indices, node: Node, available: frozenset[Variable]) -> None:
-    """Illegal unless the place visits every element of `node` exactly once."""
+def _require_bijection(
+    place: Indices, node: Node, available: frozenset[Variable], padding: tuple[int, int] = (1, 1)
+) -> None:
+    """Illegal unless the place visits every element of `node` exactly once.
+
+    `padding`: how many places there are for how many elements.
+    """
     used: frozenset[Variable] = frozenset()
     for index in place:
         used |= index.variables
     if not used <= available:
         raise Illegal("a place that uses loops of another nest")
-    if math.prod(v.extent for v in used) != node.size:
+    if math.prod(v.extent for v in used) * padding[1] != node.size * padding[0]:
         raise Illegal("a place that does not visit every element once")
 
 
@@ -239,7 +250,8 @@ def _arrange(
         groups = {loops[v] for v in inside}
         if len(groups) > 1:
             raise Illegal("a store in two loop nests at once")
-        return groups.pop() if groups else ()
+        # Loops that the store does not depend on would only repeat it.
+        return tuple(v for group in groups for v in group if v in inside)
 
     passes: dict[tuple[int, tuple[Variable, ...]], tuple[list[Reduction], list[Store]]] = {}
     variables_of = {id(r): v for r, v in _reduction_loops(expander)}
@@ -301,56 +313,113 @@ def _lower_scatter(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
 
 
 def _lower_contraction(
-    node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool]
+    node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], lanes: int
 ) -> Lowered:
     """Vectors run along the columns, so the side whose free axes the result has last becomes the columns."""
-    lowered = _contract(node, members, outputs, has_memory, swapped=False)
+    build = _Contract(node, members, outputs, has_memory, lanes)
+    lowered = build.lower(swapped=False)
     kernel = lowered.kernel
     assert isinstance(kernel, ContractionKernel)
     strides = dict(kernel.stores[0].index.terms) if kernel.stores else {}
     if kernel.columns.extent == 1 or (strides.get(kernel.columns) != 1 and strides.get(kernel.rows) == 1):
         if kernel.rows.extent > 1:
-            return _contract(node, members, outputs, has_memory, swapped=True)
+            return build.lower(swapped=True)
     return lowered
 
 
-def _contract(
-    node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], swapped: bool
-) -> Lowered:
-    lhs = _Side.of(node, 0)
-    rhs = _Side.of(node, 1)
-    left, right = (rhs, lhs) if swapped else (lhs, rhs)
-    batch = Variable("b", math.prod(lhs.extents(lhs.batch)))
-    rows = Variable("m", math.prod(left.extents(left.free)))
-    columns = Variable("n", math.prod(right.extents(right.free)))
-    depth = Variable("k", math.prod(lhs.extents(lhs.contract)))
-    in_batch = indexing.unflatten(indexing.of(batch), lhs.extents(lhs.batch))
-    in_depth = indexing.unflatten(indexing.of(depth), lhs.extents(lhs.contract))
-    in_rows = indexing.unflatten(indexing.of(rows), left.extents(left.free))
-    in_columns = indexing.unflatten(indexing.of(columns), right.extents(right.free))
-    own = (*in_batch, *in_columns, *in_rows) if swapped else (*in_batch, *in_rows, *in_columns)
+def _padded(extents: tuple[int, ...], lanes: int) -> tuple[int, ...]:
+    """The extents with the last one rounded up so that vectors do not cross rows, where that adds at most a quarter."""
+    if len(nontrivial(extents)) < 2 or extents[-1] == 1:
+        return extents
+    last = extents[-1]
+    better = 1 << (last - 1).bit_length() if last < lanes else -(-last // lanes) * lanes
+    return (*extents[:-1], better) if last < better <= last * 1.25 else extents
 
-    variables = (batch, rows, columns)
-    everywhere = frozenset(v for v in variables if v.extent != 1)
-    inside = frozenset(members)
-    expander = Expander(has_memory, inside, anchor=node, anchor_variables=variables)
-    value_left = expander.expand(left.node, left.indices(in_batch, in_depth, in_rows))
-    value_right = expander.expand(right.node, right.indices(in_batch, in_depth, in_columns))
-    if expander.anchor_demands or expander.demands.keys() - {node}:
-        raise Illegal("an operand of the contraction depends on its result")
-    stores = []
-    for output in outputs:
-        place = own if output is node else _epilogue_place(output, node, own, inside, has_memory)
-        _require_bijection(place, output, everywhere)
-        value = expander.expand(output, place)
-        stores.append(Store(expander.buffer(output), indexing.flatten(place, output.shape), value))
-    if any(demand != own for demand in expander.anchor_demands):
-        raise Illegal("the contraction's result is needed at another place")
-    kernel = ContractionKernel(
-        tuple(expander.buffers.values()), batch, rows, columns, depth, value_left, value_right, node.dtype.compute,
-        tuple(stores),
-    )  # fmt: skip
-    return Lowered(kernel, expander.counts())
+
+class _Contract:
+    """Lowers one contraction with the members that finish it.
+
+    An operand that is not a plain array (a window of an image) is easier to read row by row: with `lanes`, the last
+    axis of the columns, or of the depth, is padded to whole vectors. Places that are not there are guarded.
+    """
+
+    def __init__(
+        self, node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], lanes: int
+    ):
+        self.node, self.members, self.outputs = node, members, outputs
+        self.has_memory, self.lanes = has_memory, lanes
+
+    def lower(self, swapped: bool) -> Lowered:
+        plain = self._lower(swapped, False, False)
+        kernel = plain.kernel
+        assert isinstance(kernel, ContractionKernel)
+        if self.lanes == 1 or not _is_computed(kernel.right):
+            return plain
+        for pad_columns, pad_depth in ((True, True), (True, False), (False, True)):
+            try:
+                return self._lower(swapped, pad_columns, pad_depth)
+            except Illegal:
+                continue
+        return plain
+
+    def _lower(self, swapped: bool, pad_columns: bool, pad_depth: bool) -> Lowered:
+        node = self.node
+        lhs, rhs = _Side.of(node, 0), _Side.of(node, 1)
+        left, right = (rhs, lhs) if swapped else (lhs, rhs)
+        column_extents, depth_extents = right.extents(right.free), lhs.extents(lhs.contract)
+        padded_columns = _padded(column_extents, self.lanes) if pad_columns else column_extents
+        padded_depth = _padded(depth_extents, self.lanes) if pad_depth else depth_extents
+        batch = Variable("b", math.prod(lhs.extents(lhs.batch)))
+        rows = Variable("m", math.prod(left.extents(left.free)))
+        columns = Variable("n", math.prod(padded_columns))
+        depth = Variable("k", math.prod(padded_depth))
+        in_batch = indexing.unflatten(indexing.of(batch), lhs.extents(lhs.batch))
+        in_depth = indexing.unflatten(indexing.of(depth), padded_depth)
+        in_rows = indexing.unflatten(indexing.of(rows), left.extents(left.free))
+        in_columns = indexing.unflatten(indexing.of(columns), padded_columns)
+        own = (*in_batch, *in_columns, *in_rows) if swapped else (*in_batch, *in_rows, *in_columns)
+        on_columns = _inside(in_columns, column_extents, padded_columns)
+        on_depth = _inside(in_depth, depth_extents, padded_depth)
+
+        variables = (batch, rows, columns)
+        inside = frozenset(self.members)
+        expander = Expander(self.has_memory, inside, anchor=node, anchor_variables=variables)
+        value_left = expander.expand(left.node, left.indices(in_batch, in_depth, in_rows), on_depth)
+        value_right = expander.expand(right.node, right.indices(in_batch, in_depth, in_columns), on_columns + on_depth)
+        if on_depth:
+            zero = Literal(node.dtype.compute, 0)
+            value_left = Guarded(node.dtype.compute, on_depth, value_left, zero)
+            value_right = Guarded(node.dtype.compute, on_depth, value_right, zero)
+        if expander.anchor_demands or expander.demands.keys() - {node}:
+            raise Illegal("an operand of the contraction depends on its result")
+        everywhere = frozenset(v for v in variables if v.extent != 1)
+        padding = (padded_columns[-1], column_extents[-1]) if column_extents else (1, 1)
+        stores = []
+        for output in self.outputs:
+            place = own if output is node else _epilogue_place(output, node, own, inside, self.has_memory)
+            _require_bijection(place, output, everywhere, padding)
+            value = expander.expand(output, place, on_columns)
+            index = indexing.flatten(place, output.shape)
+            stores.append(Store(expander.buffer(output), index, value, guard=on_columns))
+        if any(demand != own for demand in expander.anchor_demands):
+            raise Illegal("the contraction's result is needed at another place")
+        kernel = ContractionKernel(
+            tuple(expander.buffers.values()), batch, rows, columns, depth, value_left, value_right,
+            node.dtype.compute, tuple(stores),
+        )  # fmt: skip
+        return Lowered(kernel, expander.counts())
+
+
+def _inside(indices: Indices, extents: tuple[int, ...], padded: tuple[int, ...]) -> tuple[Condition, ...]:
+    """The condition that holds where a padded axis is really there."""
+    return (Condition(indices[-1], 0, extents[-1]),) if extents != padded else ()
+
+
+def _is_computed(value: Value) -> bool:
+    """Whether an operand is more than an array with constant strides."""
+    if not isinstance(value, Load) or value.guard:
+        return True
+    return any(not isinstance(atom, Variable) for atom, _ in value.index.terms)
 
 
 @dataclass(frozen=True)

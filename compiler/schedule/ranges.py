@@ -47,7 +47,7 @@ def bases(indices: Iterable[Index]) -> tuple[Base, ...]:
 def bounds(index: Index, guard: Guard = ()) -> Interval | None:
     """(low, high) around every value of the index where `guard` holds; None if it holds nowhere.
 
-    low and high need not be reached unless `is_within` had to try every value.
+    low and high need not be reached.
     """
     known = _Known(guard)
     if any(_is_empty(known.condition(c)) for c in guard):
@@ -63,8 +63,8 @@ def is_within(index: Index, size: int, guard: Guard = ()) -> bool:
     used = bases([index, *(c.index for c in guard)])
     if math.prod(base.extent for base in used) > LIMIT:
         return False
-    values, holds = _tabulate(index, guard, used)
-    return not np.any(holds & ((values < 0) | (values >= size)))
+    found_values, holds = _tabulate(index, guard, used)
+    return not np.any(holds & ((found_values < 0) | (found_values >= size)))
 
 
 def _is_empty(interval: Interval) -> bool:
@@ -142,6 +142,14 @@ def grid(used: Sequence[Base]) -> Callable[[Base], Any]:
         return np.arange(base.extent).reshape([-1 if axes[base] == i else 1 for i in range(len(used))])
 
     return number
+
+
+def values(index: Index, guard: Guard, over: Sequence[Variable]) -> Any:
+    """The values of the index where the guard holds, for every value of the variables; None if they cannot be listed."""
+    if not set(bases([index, *(c.index for c in guard)])) <= set(over) or math.prod(v.extent for v in over) > LIMIT:
+        return None
+    found, holds = _tabulate(index, guard, over)
+    return found[np.broadcast_to(holds, found.shape)]
 
 
 # Naming every element once
@@ -230,5 +238,4 @@ def is_injective(index: Index, over: Iterable[Base]) -> bool:
         return math.prod(n for n, _ in own.values()) == size
     if size > LIMIT:
         return False
-    values, _ = _tabulate(index, (), used)
-    return int(np.unique(values).size) == size
+    return int(np.unique(_tabulate(index, (), used)[0]).size) == size

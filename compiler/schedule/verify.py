@@ -14,7 +14,7 @@ from ..ir.verify import VerificationError
 from . import index as indexing
 from . import ranges
 from .collapse import all_values
-from .index import ZERO, FloorDivision, FromData, Index, Remainder, Variable
+from .index import FloorDivision, FromData, Index, Remainder, Variable
 from .loop_ir import (
     Accumulator,
     Apply,
@@ -32,7 +32,6 @@ from .loop_ir import (
     Reduction,
     Store,
     Value,
-    data_operands,
 )
 
 _POSITIONED = ("argmax", "argmin")
@@ -96,11 +95,11 @@ class _Verifier:
                 stores.append((each, store))
             self.available.update(each.reductions)
         for buffer in self.written:
-            own = [(each.variables, store) for each, store in stores if store.buffer is buffer]
-            self._written_once(buffer, kernel.outer, [(v, s) for v, s in own if not s.accumulate])
-            for place, (variables, store) in enumerate(own):
+            own = [(each, store) for each, store in stores if store.buffer is buffer]
+            self._written_once(buffer, kernel.outer, [(p.variables, s) for p, s in own if not s.accumulate])
+            for place, (each, store) in enumerate(own):
                 if store.accumulate:
-                    before = [s for v, s in own[:place] if not s.accumulate and v is not variables]
+                    before = [s for p, s in own[:place] if not s.accumulate and p is not each]
                     self._added_to(buffer, kernel.outer, store, before)
 
     def contraction(self, kernel: ContractionKernel) -> None:
@@ -152,11 +151,8 @@ class _Verifier:
     def _store(self, store: Store, scope: Sequence[Variable]) -> None:
         place = f"a store to %{store.buffer.position}"
         self._is_own(store.buffer, place)
-        where = [store.index, *(c.index for c in store.guard)]
-        self._values([store.value, *data_operands(tuple(where))], scope, place)
-        for index in where:
-            self._index(index, place)
-            self._in_scope(index.variables, scope, place)
+        where = [IndexValue(dtypes.int64, index) for index in (store.index, *(c.index for c in store.guard))]
+        self._values([store.value, *where], scope, place)
         self._guard(store.guard, place)
         if store.value.dtype.compute is not store.buffer.dtype.compute:
             raise _fail(f"{place} of {store.value.dtype} into {store.buffer.dtype}")
@@ -266,12 +262,10 @@ class _Verifier:
             raise _fail(f"not every element of {place} is written exactly once")
         counts = np.zeros(buffer.size, dtype=np.int64)
         for inner, store in stores:
-            grid = (*outer, *inner)
-            if math.prod(v.extent for v in grid) > ranges.LIMIT or store.index.variables != frozenset(
-                ranges.bases([store.index, *(c.index for c in store.guard)])
-            ):
+            places = ranges.values(store.index, store.guard, (*outer, *inner))
+            if places is None:
                 raise _fail(f"cannot show that every element of {place} is written exactly once")
-            np.add.at(counts, ranges.values(store.index, store.guard, grid), 1)
+            np.add.at(counts, places, 1)
         if np.any(counts != 1):
             raise _fail(f"not every element of {place} is written exactly once")
 

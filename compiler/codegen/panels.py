@@ -1,0 +1,178 @@
+"""Packs a computed operand of a contraction: loop IR values evaluated over a panel, vectors along one of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from ..ir.dtypes import DType
+from ..schedule.index import Variable
+from ..schedule.loop_ir import Value
+from .arithmetic import BIT, I32, I64, constant, intrinsic, register_type, splat, suffix
+from .contraction_packing import transpose_square
+from .control_flow import POINTER, offset
+from .emitter import Emitter, Lanes
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a panel: its loop variable from `start` on, `count` elements, `step` elements apart in the panel.
+
+    `aligned`: start is a multiple of the number of lanes.
+    """
+
+    variable: Variable
+    start: ir.Value
+    count: ir.Value
+    step: int
+    aligned: bool = False
+
+
+@dataclass(frozen=True)
+class PanelWriter:
+    """Writes `value` over two axes into a panel of `element`s."""
+
+    emitter: Emitter
+    element: DType
+    value: Value
+    lanes: int
+
+    @property
+    def builder(self) -> ir.IRBuilder:
+        return self.emitter.builder
+
+    def rows(self, panel: ir.Value, slow: Axis, fast: Axis) -> None:
+        """One line along `fast` (vectors) after the other."""
+
+        def line(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            with self.emitter.scope({slow.variable: self._at(slow, i)}):
+                self._line(self._place(panel, slow, i), fast)
+            return []
+
+        self.emitter.loop(None, constant(I64, 0), slow.count, 1, [], line)
+
+    def columns(self, panel: ir.Value, slow: Axis, fast: Axis) -> None:
+        """One column of vectors after the other, down all of `slow`: what depends on `fast` only is computed once."""
+
+        def vector(j: ir.Value, lanes: Lanes | None) -> None:
+            with self.emitter.scope({fast.variable: self._at(fast, j)}, lanes):
+                to_column = self._place(panel, fast, j)
+
+                def down(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                    with self.emitter.scope({slow.variable: self._at(slow, i)}):
+                        self._write(self._place(to_column, slow, i), fast.step, lanes)
+                    return []
+
+                self.emitter.loop(None, constant(I64, 0), slow.count, 1, [], down)
+
+        self._vectors(fast, vector)
+
+    def _line(self, line: ir.Value, fast: Axis) -> None:
+        def vector(i: ir.Value, lanes: Lanes | None) -> None:
+            with self.emitter.scope({fast.variable: self._at(fast, i)}, lanes):
+                self._write(self._place(line, fast, i), fast.step, lanes)
+
+        self._vectors(fast, vector)
+
+    def squares(self, panel: ir.Value, depth: Axis, columns: Axis) -> None:
+        """Vectors along `depth`, lanes x lanes of them transposed in registers into vectors along `columns`."""
+        builder, lanes = self.builder, self.lanes
+        last = builder.sub(builder.add(columns.start, columns.count), constant(I64, 1))
+
+        def group(j: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            first = self._at(columns, j)
+            places = []
+            for lane in range(lanes):
+                place = builder.add(first, constant(I64, lane), flags=("nsw",))
+                # Past the right edge the last column is computed again; nobody reads it there.
+                places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
+            to_group = self._place(panel, columns, j)
+
+            def square(p: ir.Value, along_depth: Lanes | None) -> None:
+                with self.emitter.scope({depth.variable: self._at(depth, p)}, along_depth):
+                    vectors = []
+                    for place in places:
+                        with self.emitter.scope({columns.variable: place}):
+                            vectors.append(self.emitter.spread(self.emitter.evaluate(self.value)))
+                    to_rows = self._place(to_group, depth, p)
+                    if along_depth is not None and along_depth.active is None:
+                        self._store_square(to_rows, depth, transpose_square(builder, vectors))
+                    else:
+                        for lane, vector in enumerate(vectors):
+                            place = offset(builder, to_rows, register_type(self.element), (lane, columns.step))
+                            self._store(vector, place, depth.step)
+
+            self._vectors(depth, square)
+            return []
+
+        self.emitter.loop(None, constant(I64, 0), columns.count, lanes, [], group)
+
+    def _store_square(self, to_rows: ir.Value, depth: Axis, rows: list[ir.Value]) -> None:
+        for number, row in enumerate(rows):
+            place = offset(self.builder, to_rows, register_type(self.element), (number * depth.step, 1))
+            self.builder.store(row, place, align=self.element.itemsize)
+
+    def _at(self, axis: Axis, i: ir.Value) -> ir.Value:
+        return self.builder.add(axis.start, i, flags=("nsw",))
+
+    def _place(self, base: ir.Value, axis: Axis, i: ir.Value) -> ir.Value:
+        return offset(self.builder, base, register_type(self.element), (i, axis.step))
+
+    def _vectors(self, axis: Axis, body: Callable[[ir.Value, Lanes | None], None]) -> None:
+        """`body(i, lanes)` for whole vectors along the axis, then for the masked rest."""
+        builder, count, lanes = self.builder, axis.count, self.lanes
+
+        def run(start: ir.Value, stop: ir.Value, step: int, vector: Lanes | None) -> None:
+            def each(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                body(i, vector)
+                return []
+
+            self.emitter.loop(None, start, stop, step, [], each)
+
+        zero = constant(I64, 0)
+        if lanes == 1:
+            run(zero, count, 1, None)
+            return
+        whole = builder.and_(count, constant(I64, -lanes))
+        vectors = Lanes(axis.variable, lanes, None, axis.aligned)
+        self.emitter.when(builder.icmp_signed(">", whole, zero), lambda: run(zero, whole, lanes, vectors))
+        if axis.aligned and axis.variable.extent % lanes == 0:
+            return
+
+        def rest() -> None:
+            active: int | ir.Value = axis.variable.extent % lanes
+            if not axis.aligned:
+                numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+                left = builder.trunc(builder.sub(count, whole), I32)
+                active = builder.icmp_signed("<", numbers, splat(builder, left, lanes))
+            body(whole, Lanes(axis.variable, lanes, active, axis.aligned))
+
+        self.emitter.when(builder.icmp_signed("<", whole, count), rest)
+
+    def _write(self, place: ir.Value, step: int, lanes: Lanes | None) -> None:
+        value = self.emitter.evaluate(self.value)
+        if lanes is None:
+            self.builder.store(value, place)
+        else:
+            self._store(self.emitter.spread(value), place, step)
+
+    def _store(self, value: ir.Value, place: ir.Value, step: int) -> None:
+        """Store a vector with its lanes `step` elements apart; lanes that do not exist are left alone."""
+        builder, size, count = self.builder, self.element.itemsize, self.lanes
+        mask = self.emitter.active_mask()
+        if step == 1 and mask is None:
+            builder.store(value, place, align=size)
+            return
+        if mask is None:
+            mask = ir.Constant(ir.VectorType(BIT, count), [1] * count)
+        align = ir.Constant(I32, size)
+        if step == 1:
+            intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), [value, place, align, mask])
+            return
+        places = ir.Constant(ir.VectorType(I32, count), [i * step for i in range(count)])
+        pointers = builder.gep(place, [places], source_etype=register_type(self.element))
+        pointers.type = ir.VectorType(POINTER, count)
+        name = f"llvm.masked.scatter.{suffix(value.type)}.v{count}p0"
+        intrinsic(builder, name, ir.VoidType(), [value, pointers, align, mask])
