@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.ir import Graph, Node, dtypes, key, ops, topological, unshared
+from kaun.compiler.ir import Graph, Node, dtypes, key, ops, substitute, topological, unshared
 from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
 from kaun.runtime.program import Executable
@@ -122,12 +122,28 @@ def compiled(graph: Graph) -> CompiledGraph:
         if found is not None:
             _programs.move_to_end(name)
             return found
-    made = CompiledGraph(graph, target)
+    made = CompiledGraph(_without_values(graph), target)
     with _lock:
         _programs[name] = made
         while len(_programs) > MOST_PROGRAMS:
             _programs.popitem(last=False)
     return made
+
+
+def _without_values(graph: Graph) -> Graph:
+    """The same graph over inputs of its own: a program outlives the numbers it was first called with."""
+    inputs = tuple(unshared(ops.input_, node.dtype, node.shape, _LEAF_ATTRIBUTES) for node in graph.inputs)
+    outputs = substitute(graph.outputs, dict(zip(graph.inputs, inputs, strict=True)))
+    return Graph(inputs, tuple(outputs), graph.input_names)
+
+
+def is_traced(nodes: Sequence[Node]) -> bool:
+    """Whether a node depends on an argument of a function being traced, and so has no value yet."""
+    wanted = [node for node in nodes if node.value is None]
+    if not wanted:
+        return False
+    order = topological(wanted, stop=has_value)
+    return any(node.op is ops.input_ and node.value is None for node in order)
 
 
 def realize(nodes: Sequence[Node]) -> None:

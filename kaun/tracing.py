@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 from kaun import execution, nx, ptree
-from kaun.compiler.ir import Graph, Node, topological
+from kaun.compiler.ir import Graph, Node, ops, topological
 from kaun.execution import CompiledGraph, Storage
 
 # Specialisations kept per function; the least recently used goes first.
@@ -32,6 +32,9 @@ class Function:
     the function (it runs with tensors that have no values) and compiles the graph; further calls only run it. Tensors
     that the function uses without taking them as arguments keep the values they had when it was traced.
 
+    Called while another function is being traced or differentiated, on what depends on that one's arguments, it becomes
+    part of that function: it calls `function` and compiles nothing itself.
+
     ValueError if `function` looks at the value of a traced tensor; TypeError if an argument is not a tree.
     """
 
@@ -40,44 +43,76 @@ class Function:
         self._specialisations: OrderedDict[Hashable, Specialisation] = OrderedDict()
 
     def __call__(self, *trees: Any) -> Any:
-        leaves, structure = ptree.flatten(trees)
+        leaves, structure = _flatten(trees)
         nodes = [_node(leaf) for leaf in leaves]
+        if execution.is_traced(nodes):
+            return self.function(*structure([nx.Tensor(node) for node in nodes]))
         execution.realize(nodes)
-        special = self._specialise(trees, structure, nodes)
+        special = self._specialise(structure, nodes)
+        if special is None:
+            return self.function(*structure([nx.Tensor(node) for node in nodes]))
         outputs = special.compiled([*(node.value for node in nodes), *special.captured])
         return special.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in outputs])
 
     def specialise(self, *trees: Any) -> Specialisation:
-        """The traced and compiled form for arguments like these."""
-        leaves, structure = ptree.flatten(trees)
-        return self._specialise(trees, structure, [_node(leaf) for leaf in leaves])
+        """The traced and compiled form for arguments like these.
 
-    def _specialise(self, trees: Any, structure: ptree.Structure, nodes: list[Node]) -> Specialisation:
+        ValueError if `function` uses an argument of another function that is being traced.
+        """
+        leaves, structure = _flatten(trees)
+        special = self._specialise(structure, [_node(leaf) for leaf in leaves])
+        if special is None:
+            raise ValueError("tracing.specialise: the function uses an argument of a function that is being traced")
+        return special
+
+    def _specialise(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation | None:
         key = (structure, tuple((node.dtype, node.shape) for node in nodes))
         found = self._specialisations.get(key)
         if found is None:
             found = self._trace(structure, nodes)
+            if found is None:
+                return None
             self._specialisations[key] = found
             while len(self._specialisations) > MOST_SPECIALISATIONS:
                 self._specialisations.popitem(last=False)
         return found
 
-    def _trace(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation:
+    def _trace(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation | None:
+        """The new specialisation; None if the function captured what has no value outside of another trace."""
         inputs = [execution.placeholder(node.shape, node.dtype) for node in nodes]
         names = tuple(path for path, _ in ptree.flatten_with_paths(structure([nx.Tensor(node) for node in nodes])))
         result = self.function(*structure([nx.Tensor(node) for node in inputs]))
-        leaves, rebuild = ptree.flatten(result)
+        leaves, rebuild = _flatten(result)
         outputs = tuple(_node(leaf) for leaf in leaves)
         known = set(inputs)
-        captured = [
-            node
-            for node in topological(outputs, stop=execution.has_value)
-            if execution.has_value(node) and node not in known
-        ]
+        order = topological(outputs, stop=execution.has_value)
+        if any(node.op is ops.input_ and node.value is None and node not in known for node in order):
+            return None
+        captured = [node for node in order if execution.has_value(node) and node not in known]
         names += tuple(f"captured.{i}" for i in range(len(captured)))
         graph = Graph((*inputs, *captured), outputs, names)
         storages = tuple(node.value for node in captured)
         return Specialisation(graph, execution.compiled(graph), storages, rebuild)
+
+
+def _flatten(tree: Any) -> tuple[list[Any], ptree.Structure]:
+    """`ptree.flatten` for trees that may also hold Python numbers."""
+    try:
+        return ptree.flatten(tree)
+    except TypeError:  # rare, and so kept out of the way of training steps
+        return ptree.flatten(_with_tensors(tree))
+
+
+def _with_tensors(tree: Any) -> Any:
+    """The same tree with its Python numbers as tensors."""
+    if isinstance(tree, (bool, int, float)):
+        return nx.asarray(tree)
+    if isinstance(tree, (tuple, list)):
+        parts = [_with_tensors(part) for part in tree]
+        return tree._make(parts) if hasattr(tree, "_make") else type(tree)(parts)
+    if isinstance(tree, Mapping):
+        return ptree.Dict({name: _with_tensors(part) for name, part in tree.items()})
+    return tree
 
 
 def _node(leaf: Any) -> Node:

@@ -9,7 +9,7 @@ from kaun.runtime.cache import KernelCache, default_cache
 
 
 def main(arguments: Sequence[str], prog: str = "kaun cache") -> int:
-    """Show the cache, or clear it. The exit status is 1 if entries could not be deleted."""
+    """Show the cache, or clear it. The exit status is 1 if there were entries and none could be deleted."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Show the cache of compiled kernels on disk, or delete its entries (they are compiled again).",
@@ -37,8 +37,8 @@ def _clear(cache: KernelCache) -> int:
     left = cache.count()
     print(f"Deleted {count - left:,} kernels ({_bytes(size - cache.size())}) from {cache.folder}.")
     if left:
-        print(f"{left:,} could not be deleted.")
-    return 1 if left else 0
+        print(f"{left:,} are left: they could not be deleted, or were written meanwhile.")
+    return 1 if count and left >= count else 0
 
 
 def _bytes(count: int) -> str:

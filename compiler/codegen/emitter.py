@@ -432,7 +432,16 @@ class Emitter:
         self._advance(before, self.builder.block)
         return result
 
+    def _reads_zero_outside(self, value: Guarded) -> bool:
+        """Whether the load inside already gives the zero wanted outside: what a masked vector load does."""
+        inside, outside = value.inside, value.outside
+        if not (isinstance(inside, Load) and isinstance(outside, Literal) and repr(outside.value) in ("0.0", "0")):
+            return False
+        return set(value.conditions) <= set(inside.guard) and self.lane_step(inside.index) != 0
+
     def _guarded(self, value: Guarded) -> ir.Value:
+        if self._reads_zero_outside(value):
+            return self.evaluate(value.inside)
         condition = self.guard(value.conditions)
         inside, outside = self.evaluate(value.inside), self.evaluate(value.outside)
         assert condition is not None

@@ -62,9 +62,9 @@ class Remainder:
         return self.index.variables
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class FromData:
-    """An index read from data: an integer `value` (of the loop IR) clamped to [0, extent)."""
+    """An index read from data: an integer `value` (of the loop IR) clamped to [0, extent). Equal if of the same value."""
 
     value: Any
     extent: int

@@ -61,7 +61,6 @@ class _Parser:
         self.variables: dict[str, Variable] = {}
         self.values: dict[str, Value] = {}
         self.reductions: dict[str, Reduction] = {}
-        self.data: dict[tuple[Value, int], FromData] = {}
         self.outer: tuple[Variable, ...] = ()
 
     # Lines
@@ -261,8 +260,7 @@ class _Parser:
         return self.named(self.variables, name, "variable")
 
     def _data(self, name: str, extent: int) -> FromData:
-        value = self.named(self.values, name, "value")
-        return self.data.setdefault((value, extent), FromData(value, extent))
+        return FromData(self.named(self.values, name, "value"), extent)
 
 
 class _IndexParser:

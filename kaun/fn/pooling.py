@@ -110,7 +110,9 @@ def _max_pool(
     x = nx.asarray(x)
     windows = _windows(function, spatial, x, kernel_size, stride, dilation, padding, ceil_mode)
     padded = windows.padded(x, -math.inf)
-    if math.prod(windows.sizes) <= _LARGEST_CHAIN:
+    # Windows that overlap have gradients that add up: a chain of selections differentiates to fewer passes over memory.
+    overlapping = any(step < size for step, size in zip(windows.strides, windows.sizes, strict=True))
+    if overlapping and math.prod(windows.sizes) <= _LARGEST_CHAIN:
         return functools.reduce(_larger, windows.slices(padded))
     unfolded, axes = windows.axes(padded)
     return nx.max(unfolded, axis=axes)

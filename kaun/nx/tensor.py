@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from kaun import execution
-from kaun.compiler.ir import Node, ops, topological
+from kaun.compiler.ir import Node, ops
 from kaun.compiler.ir.dtypes import DType
 
 from .errors import describe, invalid_type, invalid_value
@@ -367,8 +367,7 @@ Axis: TypeAlias = int | Sequence[int] | None
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether the tensor depends on an argument of a function being traced, and so has no value yet."""
-    order = topological([tensor._node], stop=lambda node: node.value is not None)
-    return any(node.op is ops.input_ and node.value is None for node in order)
+    return execution.is_traced([tensor._node])
 
 
 def realize(*tensors: Tensor) -> None:

@@ -10,7 +10,7 @@ of steps. Any other Python function is called on the host before each step: `rat
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,39 +29,59 @@ class Transformation:
     """`init(params) -> state`; `update(updates, state, params, *rates) -> (updates, state)`, both pure.
 
     `rates(state)` gives the `rate_count` numbers that have to be computed on the host for the next update.
+    `is_open(state)`, of the state that `update` returned, is a bool scalar: where it is false, the transformations
+    after this one in a chain keep their states and the chain's updates are zero. None means always open.
     """
 
     init: Callable[[Tree], Tree]
     update: Callable[..., tuple[Tree, Tree]]
     rate_count: int = 0
     rates: Callable[[Tree], tuple[float, ...]] = lambda state: ()
+    is_open: Callable[[Tree], Tensor] | None = None
 
 
 def chain(transformations: Sequence[Transformation]) -> Transformation:
-    """Each transformation applied to the updates of the one before. The state is the tuple of their states."""
+    """Each transformation applied to the updates of the one before. The state is the tuple of their states.
+
+    After one that is closed at a step (see `Transformation.is_open`), nothing happens in that step.
+    """
     members = tuple(transformations)
     for position, member in enumerate(members):
         if not isinstance(member, Transformation):
             raise TypeError(
                 f"optim.chain: got {type(member).__name__} at position {position}, expected a Transformation"
             )
+    gates = tuple((position, member.is_open) for position, member in enumerate(members) if member.is_open is not None)
 
     def init(params: Tree) -> Tree:
         return tuple(member.init(params) for member in members)
 
     def update(updates: Tree, state: Tree, params: Tree, *rates: Tensor) -> tuple[Tree, Tree]:
-        states, first = [], 0
-        for member, member_state in zip(members, state, strict=True):
+        states, first, opened = [], 0, None
+        for member, old_state in zip(members, state, strict=True):
             last = first + member.rate_count
-            updates, new_state = member.update(updates, member_state, params, *rates[first:last])
-            states.append(new_state)
+            updates, new_state = member.update(updates, old_state, params, *rates[first:last])
             first = last
+            states.append(new_state if opened is None else _chosen(opened, new_state, old_state))
+            if member.is_open is not None:
+                own = member.is_open(states[-1])
+                opened = own if opened is None else opened & own
+        if opened is not None:
+            updates = _chosen(opened, updates, ptree.map(nx.zeros_like, updates))
         return updates, tuple(states)
 
     def rates(state: Tree) -> tuple[float, ...]:
         return tuple(rate for member, own in zip(members, state, strict=True) for rate in member.rates(own))
 
-    return Transformation(init, update, sum(member.rate_count for member in members), rates)
+    def is_open(state: Tree) -> Tensor:
+        return functools.reduce(lambda a, b: a & b, (of(state[position]) for position, of in gates))
+
+    return Transformation(init, update, sum(member.rate_count for member in members), rates, is_open if gates else None)
+
+
+def _chosen(condition: Tensor, first: Tree, second: Tree) -> Tree:
+    """The leaves of `first` where the condition holds, else those of `second`."""
+    return map_trees(lambda a, b: nx.where(condition, a, b), first, second)
 
 
 def map_trees(f: Callable[..., Any], first: Tree, *others: Tree) -> Tree:
@@ -85,9 +105,21 @@ def _elementwise(f: Callable[[Tensor], Tensor]) -> Transformation:
     return Transformation(lambda params: (), update)
 
 
-def _zeros(tree: Tree) -> Tree:
+def zeros(tree: Tree) -> Tree:
     """Zeros for running means: as wide as arithmetic is, since narrow ones would lose small increments."""
     return ptree.map(lambda leaf: nx.zeros(leaf.shape, dtype=leaf.dtype.compute), tree)
+
+
+def square(x: Tensor) -> Tensor:
+    """x * x."""
+    return x * x
+
+
+def check_decay(function: str, **decays: float) -> None:
+    """ValueError unless every decay is in [0, 1)."""
+    for name, decay in decays.items():
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"optim.{function}: got {name}={decay}, expected 0 <= {name} < 1")
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------------
@@ -154,78 +186,6 @@ def _host_schedule(schedule: Callable[[int], float], sign: float) -> Transformat
     return Transformation(_before_the_first, update, 1, rates)
 
 
-# --- momentum and moments --------------------------------------------------------------------------------------------
-
-
-class TraceState(NamedTuple):
-    """The decaying sum of past updates."""
-
-    trace: Tree
-
-
-def trace(decay: float, *, nesterov: bool = False) -> Transformation:
-    """Momentum: t = decay * t + u, giving t; with `nesterov`, giving decay * t + u.
-
-    Sutskever et al., On the importance of initialization and momentum in deep learning (2013).
-    """
-    _check_decay("trace", decay=decay)
-
-    def update(updates: Tree, state: TraceState, params: Tree) -> tuple[Tree, TraceState]:
-        moved = map_trees(lambda u, t: decay * t + nx.astype(u, t.dtype), updates, state.trace)
-        result = map_trees(lambda u, t: decay * t + nx.astype(u, t.dtype), updates, moved) if nesterov else moved
-        return map_trees(lambda u, r: nx.astype(r, u.dtype), updates, result), TraceState(moved)
-
-    return Transformation(lambda params: TraceState(_zeros(params)), update)
-
-
-class ScaleByAdamState(NamedTuple):
-    """The number of steps made, and the running means of the gradient (mu) and of its square (nu)."""
-
-    step: Tensor
-    mu: Tree
-    nu: Tree
-
-
-def scale_by_adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
-    """mu = b1 * mu + (1 - b1) * u; nu = b2 * nu + (1 - b2) * u**2; at step t gives
-
-    (mu / (1 - b1**t)) / (sqrt(nu / (1 - b2**t)) + eps). Kingma and Ba, Adam, arXiv:1412.6980.
-    """
-    _check_decay("scale_by_adam", b1=b1, b2=b2)
-
-    def init(params: Tree) -> ScaleByAdamState:
-        return ScaleByAdamState(nx.zeros((), dtype=int32), _zeros(params), _zeros(params))
-
-    def update(updates: Tree, state: ScaleByAdamState, params: Tree) -> tuple[Tree, ScaleByAdamState]:
-        step = state.step + 1
-        mu = map_trees(lambda u, m: b1 * m + (1.0 - b1) * nx.astype(u, m.dtype), updates, state.mu)
-        nu = map_trees(lambda u, n: b2 * n + (1.0 - b2) * _square(nx.astype(u, n.dtype)), updates, state.nu)
-        mean_factor, square_factor = (1.0 / bias_correction(decay, step) for decay in (b1, b2))
-
-        def direction(u: Tensor, m: Tensor, n: Tensor) -> Tensor:
-            mean, square = m * nx.astype(mean_factor, m.dtype), n * nx.astype(square_factor, n.dtype)
-            return nx.astype(mean / (nx.sqrt(square) + eps), u.dtype)
-
-        return map_trees(direction, updates, mu, nu), ScaleByAdamState(step, mu, nu)
-
-    return Transformation(init, update)
-
-
-def bias_correction(decay: float, step: Tensor) -> Tensor:
-    """1 - decay**step in float32, with its relative precision kept where decay**step is close to 1."""
-    return -nx.expm1(nx.astype(step, float32) * (math.log(decay) if decay > 0.0 else -math.inf))
-
-
-def _square(x: Tensor) -> Tensor:
-    return x * x
-
-
-def _check_decay(function: str, **decays: float) -> None:
-    for name, decay in decays.items():
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"optim.{function}: got {name}={decay}, expected 0 <= {name} < 1")
-
-
 # --- decay and clipping ----------------------------------------------------------------------------------------------
 
 
@@ -276,7 +236,7 @@ def norm(leaves: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm of all elements of the tensors together."""
     total = nx.zeros((), dtype=float32)
     for leaf in leaves:
-        total = total + nx.sum(_square(nx.astype(leaf, leaf.dtype.compute)))
+        total = total + nx.sum(square(nx.astype(leaf, leaf.dtype.compute)))
     return nx.sqrt(total)
 
 

@@ -8,6 +8,7 @@ from reference_values import recorded
 
 from kaun import nx, optim, ptree
 from kaun.gradients import grad
+from kaun.optim.apply import host_rates, traced_step
 from kaun.tracing import jit
 
 START = {name: recorded()[f"optim/start/{name}"] for name in ("w", "b")}
@@ -24,6 +25,26 @@ OPTIMIZERS = {
     ),
     "clip_global": lambda: optim.chain([optim.clip_by_global_norm(1.0), optim.sgd(lr=0.05, momentum=0.5)]),
     "clip_value": lambda: optim.chain([optim.clip_by_value(0.5), optim.sgd(lr=0.05)]),
+    "rmsprop": lambda: optim.rmsprop(lr=0.01),
+    "rmsprop_momentum": lambda: optim.rmsprop(lr=0.005, decay=0.95, momentum=0.8),
+    "adagrad": lambda: optim.adagrad(lr=0.2),
+    "radam": lambda: optim.radam(lr=0.05),
+    "lamb": lambda: optim.lamb(lr=0.02, weight_decay=0.05),
+    "lars": lambda: optim.lars(lr=0.5, weight_decay=0.01, trust_coefficient=0.01, momentum=0.8, nesterov=True),
+    "lion": lambda: optim.lion(lr=0.013, weight_decay=0.1),
+    "adan": lambda: optim.adan(lr=0.02, weight_decay=0.05),
+    "adafactor": lambda: optim.adafactor(lr=0.1, min_dim_size_to_factor=3),
+    "adafactor_full": lambda: optim.adafactor(lr=0.1, multiply_by_parameter_scale=False, clipping_threshold=None),
+    "centralized": lambda: optim.chain([optim.centralize(), optim.sgd(lr=0.01)]),
+    "accumulated": lambda: optim.chain(
+        [optim.clip_by_global_norm(5.0), optim.accumulate_gradients(3), optim.adam(lr=lambda step: 0.1 / step)]
+    ),
+    "if_finite": lambda: optim.apply_if_finite(optim.sgd(lr=0.01, momentum=0.9)),
+}
+# What the recorded runs multiplied the gradient of step i, counted from 0, by.
+FACTORS = {
+    "if_finite": lambda i: np.nan if i % 7 == 3 else 1.0,
+    "accumulated": lambda i: 1.5 if i % 3 else 0.5,
 }
 
 
@@ -33,25 +54,36 @@ def objective(params, target):
     return sum(ptree.leaves(terms)[1:], ptree.leaves(terms)[0])
 
 
-def descend(tx, dtype, steps=100):
+def descend(name, dtype, steps=100):
+    tx, factor = OPTIMIZERS[name](), FACTORS.get(name, lambda i: 1.0)
     params, target = (ptree.map(lambda a: nx.asarray(a.astype(dtype)), tree) for tree in (START, TARGET))
     state = optim.init(tx, params)
-    step = jit(lambda params, state: optim.update(tx, state, params, grad(objective)(params, target)))
-    for _ in range(steps):
-        params, state = step(params, state)
+
+    @jit
+    def step(params, state, factor, rates):
+        grads = ptree.map(lambda g: g * nx.astype(factor, g.dtype), grad(objective)(params, target))
+        updates, state = traced_step(tx, state, params, grads, rates)
+        return optim.apply_updates(params, updates), state
+
+    for i in range(steps):
+        params, state = step(params, state, np.float32(factor(i)), host_rates(tx, state))
     return params
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_100_steps_agree_with_pytorch_or_optax(name):
-    params = descend(OPTIMIZERS[name](), np.float64)
+    params = descend(name, np.float64)
     for key in START:
-        np.testing.assert_allclose(params[key].numpy(), recorded()[f"optim/{name}/{key}"], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(params[key].numpy(), recorded()[f"optim/{name}/{key}"], rtol=2e-6, atol=2e-7)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+# These go back and forth around the minimum with steps that do not shrink, which makes any rounding grow.
+RESTLESS = {"adafactor_full", "lamb", "lars", "lion", "rmsprop"}
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - RESTLESS))
 def test_100_steps_in_float32_stay_within_its_precision(name):
-    params = descend(OPTIMIZERS[name](), np.float32)
+    params = descend(name, np.float32)
     for key in START:
         np.testing.assert_allclose(params[key].numpy(), recorded()[f"optim/{name}/{key}"], rtol=1e-5, atol=1e-5)
 
@@ -147,6 +179,80 @@ def test_a_transformation_of_your_own_joins_a_chain():
     assert result["w"] == -6.0
 
 
+def test_accumulation_updates_at_every_kth_step_only_and_leaves_the_rest_of_the_chain_alone():
+    tx = optim.accumulate_gradients(3, optim.chain([optim.add_decayed_weights(0.1), optim.adam(lr=0.5)]))
+    params, grads = {"w": numbers(1.0)}, {"w": numbers(2.0)}
+    state, steps = optim.init(tx, params), []
+    for _ in range(7):
+        updates, state = optim.step(tx, state, params, grads)
+        steps.append((float(updates["w"][0]) != 0, int(state[1][1][0].step), int(state[0].count)))
+    assert [moved for moved, _, _ in steps] == [False, False, True, False, False, True, False]
+    assert [step for _, step, _ in steps] == [0, 0, 1, 1, 1, 2, 2]
+    assert [count for _, _, count in steps] == [1, 2, 0, 1, 2, 0, 1]
+
+
+def test_gates_in_one_chain_and_chains_in_chains_all_have_to_be_open():
+    counted = optim.Transformation(lambda params: nx.zeros(()), lambda u, state, params: (u, state + 1))
+    guarded = optim.chain([optim.chain([optim.apply_if_finite(), optim.accumulate_gradients(2)]), counted])
+    params, state = {"w": numbers(0.0)}, optim.init(guarded, {"w": numbers(0.0)})
+    seen = []
+    for value in (1.0, np.nan, 3.0, 5.0, np.inf, 7.0):
+        updates, state = optim.step(guarded, state, params, {"w": numbers(value)})
+        seen.append((float(updates["w"][0]), int(state[1])))
+    assert seen == [(0, 0), (0, 0), (2, 1), (0, 1), (0, 1), (6, 2)]
+
+
+def test_updates_that_are_not_finite_are_let_through_after_too_many():
+    tx = optim.apply_if_finite(optim.scale(1.0), max_consecutive_errors=2)
+    state, seen = optim.init(tx, {"w": numbers(0.0)}), []
+    for value in (np.nan, np.nan, np.nan, 1.0):
+        updates, state = optim.step(tx, state, {"w": numbers(0.0)}, {"w": numbers(value)})
+        seen.append(float(updates["w"][0]))
+    assert seen[:2] == [0, 0] and np.isnan(seen[2]) and seen[3] == 1
+    assert int(state[0].in_a_row) == 0 and int(state[0].total) == 3
+
+
+def test_noise_has_the_variance_of_its_step_and_follows_from_the_seed():
+    params = {"a": nx.zeros((100_000,)), "b": nx.zeros((100_000,))}
+    tx = optim.add_noise(0.25, gamma=0.5)
+    state, drawn = optim.init(tx, params), []
+    for step in range(1, 5):
+        updates, state = optim.step(tx, state, params, params)
+        drawn += [updates["a"].numpy(), updates["b"].numpy()]
+        assert drawn[-1].std() == pytest.approx(0.5 * step**-0.25, rel=0.02)
+        assert abs(drawn[-1].mean()) < 0.01
+    correlations = np.corrcoef(np.stack(drawn)) - np.eye(len(drawn))
+    assert np.abs(correlations).max() < 0.02
+    again = optim.step(tx, optim.init(tx, params), params, params)[0]
+    np.testing.assert_array_equal(again["a"].numpy(), drawn[0])
+    other = optim.add_noise(0.25, gamma=0.5, seed=1)
+    assert not np.array_equal(one_update(other, params)["a"], drawn[0])
+
+
+def test_centralize_takes_the_mean_over_the_inputs_of_each_output():
+    random = np.random.default_rng(0)
+    g = {"bias": random.normal(size=3), "conv": random.normal(size=(4, 3, 2, 2)), "dense": random.normal(size=(3, 5))}
+    got = one_update(optim.centralize(), ptree.map(nx.asarray, g))
+    np.testing.assert_array_equal(got["bias"], g["bias"])
+    np.testing.assert_allclose(got["dense"].mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(got["conv"], g["conv"] - g["conv"].mean((1, 2, 3), keepdims=True), atol=1e-12)
+
+
+def test_trust_ratio_leaves_zeros_alone_and_respects_the_least_norm():
+    zero, g = {"w": numbers(0.0, 0.0)}, {"w": numbers(3.0, 4.0)}
+    np.testing.assert_array_equal(one_update(optim.scale_by_trust_ratio(), g, zero)["w"], [3, 4])
+    np.testing.assert_array_equal(one_update(optim.scale_by_trust_ratio(), zero, g)["w"], [0, 0])
+    got = one_update(optim.scale_by_trust_ratio(min_norm=1.0, trust_coefficient=2.0), g, {"w": numbers(0.1, 0.0)})
+    np.testing.assert_allclose(got["w"], np.asarray([3, 4]) * 2 / 5, rtol=1e-6)
+
+
+def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
+    params = {"large": nx.zeros((3, 130, 140)), "small": nx.zeros((100, 200))}
+    state = optim.init(optim.adafactor(lr=0.1), params)[0]
+    shapes = {path: leaf.shape for path, leaf in ptree.flatten_with_paths(state.moments)}
+    assert shapes == {"large.row": (3, 130), "large.column": (3, 140), "small.full": (100, 200)}
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -154,6 +260,17 @@ def test_a_transformation_of_your_own_joins_a_chain():
         (lambda: optim.adam(lr=0.1, b1=1.0), ValueError, "b1=1.0"),
         (lambda: optim.adam(lr="fast"), TypeError, "learning rate"),
         (lambda: optim.clip_by_global_norm(0.0), ValueError, "limit of 0.0"),
+        (lambda: optim.rmsprop(lr=0.1, decay=1.5), ValueError, "scale_by_rms: got decay=1.5"),
+        (lambda: optim.lion(lr=0.1, b2=-1.0), ValueError, "scale_by_lion: got b2=-1.0"),
+        (lambda: optim.adan(lr=0.1, b3=1.0), ValueError, "scale_by_adan: got b3=1.0"),
+        (lambda: optim.radam(lr=0.1, b2=1.0), ValueError, "scale_by_radam: got b2=1.0"),
+        (lambda: optim.radam(lr=0.1, threshold=3.0), ValueError, "threshold=3.0, expected at least 4"),
+        (lambda: optim.scale_by_adagrad(initial_accumulator=-1.0), ValueError, "initial_accumulator=-1.0"),
+        (lambda: optim.adafactor(lr=0.1, decay_rate=0.0), ValueError, "decay_rate=0.0"),
+        (lambda: optim.adafactor(lr=0.1, clipping_threshold=0.0), ValueError, "clipping_threshold=0.0"),
+        (lambda: optim.accumulate_gradients(0), ValueError, "k=0, expected a positive int"),
+        (lambda: optim.apply_if_finite(max_consecutive_errors=-1), ValueError, "max_consecutive_errors=-1"),
+        (lambda: optim.add_noise(-1.0), ValueError, "eta=-1.0"),
         (lambda: optim.chain([optim.sgd]), TypeError, "function at position 0"),
         (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"v": numbers(1)}), ValueError, "differ at ``"),
         (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"w": numbers(1, 2)}), ValueError, r"\[1\] at `w`"),

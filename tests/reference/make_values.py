@@ -1,4 +1,4 @@
-"""Makes values.npz: what PyTorch and optax compute, for the tests to compare with. Run with both installed:
+"""Makes values.npz: what PyTorch, optax and scikit-learn compute, for the tests to compare with. Run with all three:
 
 python tests/reference/make_values.py
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 
@@ -197,8 +198,160 @@ def optimizers() -> None:
             values[f"optim/{name}/{k}"] = np.asarray(p)
 
 
+def descend(tx, start, gradient, steps=100):
+    """The parameters after `steps` steps of an optax transformation."""
+    parameters = {k: jnp.asarray(v) for k, v in start.items()}
+    state = tx.init(parameters)
+    for step in range(steps):
+        updates, state = tx.update(gradient(parameters, step), state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+    return parameters
+
+
+def more_optimizers() -> None:
+    """The rest of the optimizers on the same objective, each from its definition in another library."""
+    start, target = ({k: values[f"optim/{kind}/{k}"] for k in ("w", "b")} for kind in ("start", "target"))
+
+    def gradient(p, step):
+        return {k: 4 * (p[k] - target[k]) ** 3 + 2 * p[k] for k in p}
+
+    made_by_torch = {
+        "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.9),
+        "rmsprop_momentum": lambda p: torch.optim.RMSprop(p, lr=0.005, alpha=0.95, momentum=0.8),
+        "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.2, eps=1e-8),
+        "radam": lambda p: torch.optim.RAdam(p, lr=0.05),
+    }
+    for name, make in made_by_torch.items():
+        parameters = {k: torch.tensor(v, requires_grad=True) for k, v in start.items()}
+        optimizer = make(list(parameters.values()))
+        for step in range(100):
+            for k, p in parameters.items():
+                p.grad = gradient({k: p.detach()}, step)[k].clone()
+            optimizer.step()
+        for k, p in parameters.items():
+            values[f"optim/{name}/{k}"] = p.detach().numpy()
+
+    # Its axes are the other way round: for optax the outputs of a matrix come first.
+    turned = {k: v.T for k, v in start.items()}
+    made_by_optax = {
+        "lamb": optax.lamb(0.02, weight_decay=0.05),
+        "lars": optax.lars(0.5, weight_decay=0.01, trust_coefficient=0.01, momentum=0.8, nesterov=True),
+        "lion": optax.lion(0.013, weight_decay=0.1),
+        "adafactor": optax.adafactor(0.1, min_dim_size_to_factor=3),
+        "adafactor_full": optax.adafactor(0.1, multiply_by_parameter_scale=False, clipping_threshold=None),
+        "accumulated": optax.chain(
+            optax.clip_by_global_norm(5.0),
+            optax.MultiSteps(
+                optax.adam(lambda count: 0.1 / (count + 1)), every_k_schedule=3
+            ).gradient_transformation(),
+        ),
+        "if_finite": optax.apply_if_finite(optax.sgd(0.01, momentum=0.9), 1000),
+    }
+
+    def broken(p, step):
+        return {k: g * (jnp.nan if step % 7 == 3 else 1.0) for k, g in gradient(p, step).items()}
+
+    def alternating(p, step):
+        return {k: g * (1.5 if step % 3 else 0.5) for k, g in gradient(p, step).items()}
+
+    gradients = {"if_finite": broken, "accumulated": alternating}
+    for name, tx in made_by_optax.items():
+        for k, p in descend(tx, start, gradients.get(name, gradient)).items():
+            values[f"optim/{name}/{k}"] = np.asarray(p)
+
+    def turned_gradient(p, step):
+        return {k: 4 * (p[k] - target[k].T) ** 3 + 2 * p[k] for k in p}
+
+    centralized = descend(optax.chain(optax.centralize(), optax.sgd(0.01)), turned, turned_gradient)
+    for k, p in centralized.items():
+        values[f"optim/centralized/{k}"] = np.asarray(p).T
+
+    # optax's Adan looks ahead by 1 - b2 where the paper (and its authors' code) looks ahead by b2: the paper, then.
+    for k, p in adan(start, gradient, lr=0.02, weight_decay=0.05).items():
+        values[f"optim/adan/{k}"] = p
+
+
+def adan(start, gradient, lr, weight_decay, decays=(0.98, 0.92, 0.99), eps=1e-8):
+    """Algorithm 1 of arXiv:2208.06677 with decays 1 - beta, bias correction, and AdamW's weight decay."""
+    p = dict(start)
+    m, v, n = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(3))
+    last = None
+    b1, b2, b3 = decays
+    for t in range(1, 101):
+        g = gradient(p, t)
+        for k in p:
+            d = g[k] - last[k] if last else np.zeros_like(g[k])
+            m[k] = b1 * m[k] + (1 - b1) * g[k]
+            v[k] = b2 * v[k] + (1 - b2) * d
+            n[k] = b3 * n[k] + (1 - b3) * (g[k] + b2 * d) ** 2
+            direction = m[k] / (1 - b1**t) + b2 * v[k] / (1 - b2**t)
+            direction = direction / (np.sqrt(n[k] / (1 - b3**t)) + eps)
+            p[k] = p[k] - lr * (direction + weight_decay * p[k])
+        last = g
+    return p
+
+
+def rotated(x: torch.Tensor, theta: float) -> torch.Tensor:
+    """Rotary position embedding as Hugging Face's LLaMA writes it; x (..., T, D)."""
+    length, dim = x.shape[-2:]
+    angles = torch.arange(length)[:, None].double() * theta ** (-torch.arange(0, dim, 2).double() / dim)
+    cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+    half = torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1)
+    return x * cos + half * sin
+
+
+def attention() -> None:
+    record("attention/rope", lambda x: rotated(x, 100.0), ("x",), x=normal(2, 3, 5, 6))
+    q, k, v = normal(2, 4, 5, 6), normal(2, 4, 7, 6), normal(2, 4, 7, 3)
+    product = F.scaled_dot_product_attention
+    record("attention/plain", product, ("q", "k", "v"), q=q, k=k, v=v)
+    record("attention/scale", lambda q, k, v: product(q, k, v, scale=0.7), ("q", "k", "v"), q=q, k=k, v=v)
+    record("attention/causal", lambda q, k, v: product(q, k, v, is_causal=True), ("q", "k", "v"), q=q, k=k, v=v)
+    keep = random.random((2, 1, 5, 7)) < 0.6
+    keep[..., 0] = True
+    record("attention/mask", lambda q, k, v, m: product(q, k, v, m), ("q", "k", "v"), q=q, k=k, v=v, mask=keep)
+    bias = normal(4, 5, 7)
+    record("attention/bias", lambda q, k, v, m: product(q, k, v, m), ("q", "k", "v", "mask"), q=q, k=k, v=v, mask=bias)
+    record(
+        "attention/grouped", lambda q, k, v: product(q, k, v, is_causal=True, enable_gqa=True), ("q", "k", "v"),
+        q=q, k=normal(2, 2, 5, 6), v=normal(2, 2, 5, 6),
+    )  # fmt: skip
+
+    def layer(x, q_proj, k_proj, v_proj, out_proj, mask):
+        q, k, v = ((x @ w).unflatten(-1, (-1, 4)).transpose(1, 2) for w in (q_proj, k_proj, v_proj))
+        q, k = rotated(q, 500.0), rotated(k, 500.0)
+        seen = torch.ones(6, 6).tril().bool() & mask.bool()[:, None, None, :]
+        y = product(q, k, v, seen, enable_gqa=True)
+        return y.transpose(1, 2).flatten(2) @ out_proj
+
+    mask = np.ones((3, 6), np.int32)
+    mask[1, 4:] = 0
+    names = ("x", "q_proj", "k_proj", "v_proj", "out_proj")
+    record(
+        "attention/layer", layer, names, x=normal(3, 6, 16), q_proj=normal(16, 16), k_proj=normal(16, 8),
+        v_proj=normal(16, 8), out_proj=normal(16, 16), mask=mask,
+    )  # fmt: skip
+    table = normal(7, 4)
+    record("embedding/0", lambda i, w: F.embedding(i, w), ("w",), i=random.integers(0, 7, (2, 5)), w=table)
+
+
+def metrics() -> None:
+    for number, (classes, count) in enumerate([(3, 30), (7, 25), (2, 40)]):
+        true, guessed = random.integers(0, classes, count), random.integers(0, max(2, classes - 2), count)
+        case = f"metric/{number}"
+        values[f"{case}/true"], values[f"{case}/guessed"] = true, guessed
+        values[f"{case}/accuracy"] = np.asarray(sklearn.metrics.accuracy_score(true, guessed))
+        for average in ("macro", "micro", "weighted"):
+            for name in ("precision", "recall", "f1"):
+                score = getattr(sklearn.metrics, f"{name}_score")(true, guessed, average=average, zero_division=0.0)
+                values[f"{case}/{name}/{average}"] = np.asarray(score)
+
+
 if __name__ == "__main__":
-    for make in (activations, convolutions, pools, normalizations, losses, optimizers):
+    for make in (
+        activations, convolutions, pools, normalizations, losses, optimizers, more_optimizers, attention, metrics,
+    ):  # fmt: skip
         make()
     np.savez_compressed(os.path.join(os.path.dirname(os.path.abspath(__file__)), "values.npz"), **values)
-    print(f"{len(values)} arrays from torch {torch.__version__}, optax {optax.__version__}")
+    print(f"{len(values)} arrays from torch {torch.__version__}, optax {optax.__version__}, "
+          f"scikit-learn {sklearn.__version__}")

@@ -1,0 +1,335 @@
+"""Runs a benchmark's problems in PyTorch, JAX or NumPy, as a process that answers requests.
+
+    python peers.py torch | torch-compile | jax | numpy
+
+It is started by path with any Python that has NumPy and the library, so it imports nothing from this package. Requests
+come as lines of JSON on the standard input, one answer each goes out; see `serve`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+Arrays = Mapping[str, Any]
+
+# A measurement repeats a problem for at least this long between two looks at the clock.
+BLOCK_SECONDS = 0.02
+
+LEARNING_RATE, BETA1, BETA2, EPSILON, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
+
+
+class System(Protocol):
+    """A problem ready to run in some library."""
+
+    def reset(self) -> None:
+        """Back to the initial parameters."""
+
+    def run(self, times: int) -> None:
+        """Do it `times` times, steps on one batch after the other, and wait until all is done."""
+
+    def values(self, count: int) -> list[float]:
+        """From the initial parameters: the losses of the first steps; of a matrix product, its first diagonal."""
+
+
+def parameters_of(arrays: Arrays) -> list[Any]:
+    return [arrays[f"p{i}"] for i in range(sum(name.startswith("p") for name in arrays))]
+
+
+# --- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+class TorchStep:
+    """Modules, autograd and the fused AdamW; `compiled` sends forward pass, loss and their gradients to Inductor."""
+
+    def __init__(self, arrays: Arrays, compiled: bool) -> None:
+        import torch
+
+        self.torch = torch
+        layers: list[Any] = []
+        parameters = parameters_of(arrays)
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            if weight.ndim == 4:
+                layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+                layers += [layer, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+            else:
+                layer = torch.nn.Linear(*weight.shape)
+                layers += [torch.nn.Flatten(), layer, torch.nn.ReLU()]
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(weight if weight.ndim == 4 else weight.T.copy()))
+                layer.bias.copy_(torch.from_numpy(bias))
+        self.model = torch.nn.Sequential(*layers[:-1])
+        self.initial = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), LEARNING_RATE, (BETA1, BETA2), EPSILON, WEIGHT_DECAY, fused=True
+        )
+        pairs = zip(arrays["x"], arrays["y"], strict=True)
+        self.batches = [(torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64))) for x, y in pairs]
+
+        def objective(x: Any, y: Any) -> Any:
+            return torch.nn.functional.cross_entropy(self.model(x), y)
+
+        self.objective = torch.compile(objective) if compiled else objective
+
+    def step(self, number: int) -> Any:
+        x, y = self.batches[number % len(self.batches)]
+        self.optimizer.zero_grad()
+        loss = self.objective(x, y)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def reset(self) -> None:
+        with self.torch.no_grad():
+            for parameter, value in zip(self.model.parameters(), self.initial, strict=True):
+                parameter.copy_(value)
+            for state in self.optimizer.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+
+    def run(self, times: int) -> None:
+        for number in range(times):
+            self.step(number)
+
+    def values(self, count: int) -> list[float]:
+        self.reset()
+        return [float(self.step(number)) for number in range(count)]
+
+
+class TorchProduct:
+    def __init__(self, arrays: Arrays) -> None:
+        import torch
+
+        self.torch = torch
+        self.a, self.b = torch.from_numpy(arrays["a"].copy()), torch.from_numpy(arrays["b"].copy())
+
+    def reset(self) -> None:
+        pass
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            self.torch.mm(self.a, self.b)
+
+    def values(self, count: int) -> list[float]:
+        return [float(value) for value in self.torch.mm(self.a, self.b).diagonal()[:count]]
+
+
+def torch_system(arrays: Arrays, compiled: bool) -> System:
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return TorchProduct(arrays) if "a" in arrays else TorchStep(arrays, compiled)
+
+
+# --- JAX -------------------------------------------------------------------------------------------------------------
+
+
+def jax_step() -> Callable[..., Any]:
+    """`(state, x, y) -> (loss, state)` in plain JAX, compiled, the old state given up."""
+    import jax
+    import jax.numpy as jnp
+
+    def forward(parameters: list[Any], x: Any) -> Any:
+        last = len(parameters) - 2
+        for i in range(0, len(parameters), 2):
+            weight, bias = parameters[i], parameters[i + 1]
+            if weight.ndim == 4:
+                layout = ("NHWC", "HWIO", "NHWC")
+                x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=layout) + bias
+                x = jax.nn.relu(x)
+                x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+            else:
+                x = x.reshape(x.shape[0], -1) @ weight + bias
+                x = x if i == last else jax.nn.relu(x)
+        return x
+
+    def objective(parameters: list[Any], x: Any, y: Any) -> Any:
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(forward(parameters, x)), y[:, None], axis=1)
+        return -jnp.mean(chosen)
+
+    def step(state: Any, x: Any, y: Any) -> Any:
+        parameters, first, second, count = state
+        loss, gradients = jax.value_and_grad(objective)(parameters, x, y)
+        count = count + 1
+        first = [BETA1 * m + (1 - BETA1) * g for m, g in zip(first, gradients, strict=True)]
+        second = [BETA2 * v + (1 - BETA2) * g * g for v, g in zip(second, gradients, strict=True)]
+        scale1, scale2 = 1 / (1 - BETA1**count), 1 / (1 - BETA2**count)
+        updated = [
+            p - LEARNING_RATE * (m * scale1 / (jnp.sqrt(v * scale2) + EPSILON) + WEIGHT_DECAY * p)
+            for p, m, v in zip(parameters, first, second, strict=True)
+        ]
+        return loss, (updated, first, second, count)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class JaxStep:
+    """One jitted step. Images have their channels last, as JAX's own libraries lay them out."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        import jax
+
+        self.jax = jax
+        self.compiled = jax_step()
+        self.parameters = self.channels_last(parameters_of(arrays), arrays["x"].shape[-1])
+        x = arrays["x"].transpose(0, 1, 3, 4, 2) if arrays["x"].ndim == 5 else arrays["x"]
+        self.batches = [(jax.device_put(a), jax.device_put(b)) for a, b in zip(x, arrays["y"], strict=True)]
+        self.reset()
+
+    @staticmethod
+    def channels_last(parameters: list[Any], side: int) -> list[Any]:
+        """The parameters of the same function of images whose channels come last."""
+        arranged, channels = [], 0
+        for parameter in parameters:
+            if parameter.ndim == 4:
+                channels, side = parameter.shape[0], side // 2
+                parameter = parameter.transpose(2, 3, 1, 0)
+            elif parameter.ndim == 2 and channels:
+                flat = parameter.shape
+                parameter = parameter.reshape(channels, side, side, -1).transpose(1, 2, 0, 3).reshape(flat)
+                channels = 0
+            arranged.append(np.ascontiguousarray(parameter))
+        return arranged
+
+    def reset(self) -> None:
+        def copies(values: list[Any]) -> list[Any]:
+            return [self.jax.numpy.array(value) for value in values]
+
+        zeros = [np.zeros_like(parameter) for parameter in self.parameters]
+        self.state = (copies(self.parameters), copies(zeros), copies(zeros), self.jax.numpy.float32(0))
+        self.jax.block_until_ready(self.state)
+
+    def step(self, number: int) -> Any:
+        x, y = self.batches[number % len(self.batches)]
+        loss, self.state = self.compiled(self.state, x, y)
+        return loss
+
+    def run(self, times: int) -> None:
+        for number in range(times):
+            self.step(number)
+        self.jax.block_until_ready(self.state)
+
+    def values(self, count: int) -> list[float]:
+        self.reset()
+        return [float(self.step(number)) for number in range(count)]
+
+
+class JaxProduct:
+    def __init__(self, arrays: Arrays) -> None:
+        import jax
+
+        self.product = jax.jit(jax.numpy.matmul)
+        self.a, self.b = jax.device_put(arrays["a"]), jax.device_put(arrays["b"])
+
+    def reset(self) -> None:
+        pass
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            self.product(self.a, self.b).block_until_ready()
+
+    def values(self, count: int) -> list[float]:
+        return [float(value) for value in self.product(self.a, self.b).diagonal()[:count]]
+
+
+def jax_system(arrays: Arrays) -> System:
+    return JaxProduct(arrays) if "a" in arrays else JaxStep(arrays)
+
+
+# --- NumPy -----------------------------------------------------------------------------------------------------------
+
+
+class NumpyProduct:
+    def __init__(self, arrays: Arrays) -> None:
+        self.a, self.b = arrays["a"], arrays["b"]
+        self.out = np.empty_like(self.a)
+
+    def reset(self) -> None:
+        pass
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            np.matmul(self.a, self.b, out=self.out)
+
+    def values(self, count: int) -> list[float]:
+        return [float(value) for value in np.matmul(self.a, self.b).diagonal()[:count]]
+
+
+# --- answering requests ----------------------------------------------------------------------------------------------
+
+
+def time_blocks(system: System, seconds: float) -> list[float]:
+    """Seconds that one run takes, from several blocks of runs that together last about `seconds`."""
+
+    def block(times: int) -> float:
+        system.reset()
+        started = time.perf_counter()
+        system.run(times)
+        return (time.perf_counter() - started) / times
+
+    block(1)
+    times = max(1, int(BLOCK_SECONDS / max(block(2), 1e-9)))
+    blocks, stop = [block(times)], time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        blocks.append(block(times))
+    return blocks
+
+
+Handler = Callable[[System, dict[str, Any]], Any]
+
+
+def answer_with(make: Callable[[Arrays], System], more: Mapping[str, Handler]) -> Callable[[dict[str, Any]], Any]:
+    """The function from a request to its answer; it holds the problem loaded last."""
+    loaded: list[System] = []
+
+    def answer(request: dict[str, Any]) -> Any:
+        do = request["do"]
+        if do == "load":
+            with np.load(request["arrays"]) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            started = time.perf_counter()
+            loaded[:] = [make(arrays)]
+            loaded[0].run(1)
+            return time.perf_counter() - started
+        if do == "values":
+            return loaded[0].values(request["count"])
+        if do == "time":
+            return time_blocks(loaded[0], request["seconds"])
+        return more[do](loaded[0], request)
+
+    return answer
+
+
+def serve(make: Callable[[Arrays], System], more: Mapping[str, Handler] | None = None) -> None:
+    """Answer requests until the input ends.
+
+    {"do": "load", "arrays": file} makes a problem ready and runs it once: the seconds that took.
+    {"do": "values", "count": n} and {"do": "time", "seconds": s}: see `System.values`, `time_blocks`.
+    An answer is {"answer": ...} or {"error": "..."}. Other requests are looked up in `more`.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not look like an answer
+    answer = answer_with(make, more or {})
+    for line in sys.stdin:
+        try:
+            reply = {"answer": answer(json.loads(line))}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"[:500]}
+        answers.write(json.dumps(reply) + "\n")
+
+
+MAKERS: dict[str, Callable[[Arrays], System]] = {
+    "torch": lambda arrays: torch_system(arrays, False),
+    "torch-compile": lambda arrays: torch_system(arrays, True),
+    "jax": jax_system,
+    "numpy": NumpyProduct,
+}
+
+if __name__ == "__main__":
+    serve(MAKERS[sys.argv[1]])
