@@ -43,7 +43,7 @@ def trace(function: Callable[..., Any], *trees: Any) -> Traced:
     inputs = [execution.placeholder(a.shape, nx.asarray(a).dtype) for a in arrays]
     outputs = [leaf._node for leaf in ptree.leaves(function(*structure([nx.Tensor(node) for node in inputs])))]
     captured = [n for n in topological(outputs, stop=lambda n: n.value is not None) if n.value is not None]
-    return Traced(Graph((*inputs, *captured), tuple(outputs)), (*arrays, *(node.value for node in captured)))
+    return Traced(Graph((*inputs, *captured), tuple(outputs)), (*arrays, *map(execution.array, captured)))
 
 
 def training_step(model: layer.Layer, optimizer: optim.Transformation, x: Any, classes: Any) -> Traced:

@@ -101,7 +101,7 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
     tracing_started = time.perf_counter()
     kn.train.fit(trainer, state, [next(batches)], loss=loss)
     tracing_seconds = time.perf_counter() - tracing_started
-    kernels = len(compiled_step(trainer).executable.program.calls)
+    kernels = len(compiled_step(trainer).compiled.executable.program.calls)
     console.print(
         f"  step      forward pass, gradients and AdamW in {kernels} kernels, traced and compiled in "
         f"{tracing_seconds:.2f} s\n",

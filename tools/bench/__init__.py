@@ -1,0 +1,95 @@
+"""`kaun bench`: training steps, matrix products and compile time, beside NumPy, PyTorch and JAX where they exist."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kaun.runtime.threads import num_threads
+from kaun.tools.bench import measure, report
+from kaun.tools.bench.problems import PROBLEMS
+from kaun.tools.bench.workers import System, WorkerError, kaun_system, peer_systems
+from rich.console import Console
+
+
+def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
+    """Measure and print. The exit status is 1 if Kaun computed something wrong or could not run."""
+    parser = _parser(prog)
+    options = parser.parse_args(arguments)
+    problems = [problem for problem in PROBLEMS if not options.only or problem.name in options.only]
+    try:
+        systems = _systems(options)
+    except ValueError as error:
+        parser.error(str(error))
+    settings = measure.Settings(
+        threads=options.threads or num_threads(),
+        rounds=options.rounds,
+        seconds=options.seconds,
+        compile_times=not options.no_compile_times,
+    )
+    progress = Console(stderr=True, highlight=False)
+    try:
+        with progress.status("Starting") as status:
+            benchmark = measure.run(problems, systems, settings, lambda text: status.update(text))
+    except (measure.DisagreementError, WorkerError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        Path(options.json).write_text(json.dumps(dataclasses.asdict(benchmark), indent=1) + "\n")
+    made = report.tables(benchmark, least=options.least, kernels=not options.no_kernels)
+    if options.markdown:
+        print(f"{report.description(benchmark)}\n\n{report.markdown(made)}", end="")
+    else:
+        console = Console(highlight=False)
+        console.print(report.description(benchmark), markup=False)
+        console.print()
+        report.print_tables(console, made)
+    for failure in report.failures(benchmark):
+        print(failure, file=sys.stderr)
+    return 0
+
+
+def _systems(options: argparse.Namespace) -> list[System]:
+    """Kaun and the peers that were asked for. ValueError if their interpreter does not run."""
+    peers = peer_systems(options.peer_python)
+    if options.systems is not None:
+        peers = [peer for peer in peers if peer.name in options.systems]
+    return [kaun_system(), *peers]
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Measure training steps, matrix products, compile time and each kernel. Every system gets the same "
+        "inputs and initial weights and must agree on the first losses before it is timed; systems run in "
+        "processes of their own, in turn, on as many threads. All must be installed already.",
+    )
+    names = [problem.name for problem in PROBLEMS]
+    peers = ["numpy", "torch", "torch-compile", "jax"]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="PROBLEM", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--systems", nargs="*", choices=peers, metavar="SYSTEM", help=f"beside Kaun: of {', '.join(peers)} (all)"
+    )
+    parser.add_argument(
+        "--peer-python", default=sys.executable, metavar="PATH", help="interpreter that has PyTorch or JAX (this one)"
+    )
+    parser.add_argument("--threads", type=_positive, help="for every system (as many as Kaun uses by itself)")
+    parser.add_argument("--rounds", type=_positive, default=5, help="turns for each system (5)")
+    parser.add_argument("--seconds", type=float, default=0.25, help="that a turn takes (0.25)")
+    parser.add_argument("--least", action="store_true", help="show least times, not medians: for a busy machine")
+    parser.add_argument("--no-kernels", action="store_true", help="leave out the tables of single kernels")
+    parser.add_argument("--no-compile-times", action="store_true", help="leave out the first steps in new processes")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--json", metavar="FILE", help="write everything measured to a file")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected at least 1")
+    return value

@@ -28,54 +28,46 @@ from kaun.tools.bench.peers import (
     serve,
 )
 from kaun.tools.compiled_steps import compiled_step
-
-# Seconds for which each kernel is repeated.
-_KERNEL_SECONDS = 0.05
+from kaun.tracing import Specialisation
 
 
-def network(parameters: list[Any]) -> kn.layer.Layer:
-    """The layers whose parameters these are: 4 axes make a convolution, ReLU and pooling; 2 a dense layer."""
+def network(parameters: list[Any]) -> tuple[kn.layer.Layer, dict[str, Any]]:
+    """The layers whose parameters these are, and the parameters by path.
+
+    A weight with 4 axes makes a convolution, ReLU and pooling; one with 2 a dense layer, with ReLU except the last.
+    """
     layers: list[kn.layer.Layer] = []
-    weights = parameters[::2]
-    for weight in weights:
-        if weight.ndim == 4:
+    named: dict[str, Any] = {}
+    images = False
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        if images and weight.ndim == 2:
+            layers.append(kn.layer.flatten())
+        images = weight.ndim == 4
+        named |= {f"{len(layers)}.weight": weight, f"{len(layers)}.bias": bias}
+        if images:
             layers += [kn.layer.conv2d(in_channels=weight.shape[1], out_channels=weight.shape[0]), kn.layer.relu()]
             layers.append(kn.layer.max_pool2d(kernel_size=2))
         else:
-            layers += [kn.layer.flatten(), kn.layer.linear(in_features=weight.shape[0], out_features=weight.shape[1])]
-            layers.append(kn.layer.relu())
-    return kn.layer.sequential(layers[:-1])
+            layers += [kn.layer.linear(in_features=weight.shape[0], out_features=weight.shape[1]), kn.layer.relu()]
+    return kn.layer.sequential(layers[:-1]), named
 
 
 class Step:
     """Training steps through `kn.train.fit`, as a user makes them."""
 
     def __init__(self, arrays: Arrays) -> None:
-        parameters = parameters_of(arrays)
-        model = network(parameters)
-        optimizer = kn.optim.adamw(
-            lr=LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY
-        )
+        model, named = network(parameters_of(arrays))
+        optimizer = kn.optim.adamw(lr=LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY)
         self.trainer = kn.train.make(model=model, optimizer=optimizer)
         with nx.rng.run(seed=0):
             variables = kn.layer.init(model)
-        _, rebuild = kn.ptree.flatten(variables.params)
-        # Leaves come in the order of the layers; within a layer the arrays say weight, then bias.
-        named = iter(parameters)
-        ordered = [
-            leaf for weight in named for leaf in self._layer_leaves(weight, next(named), variables.params)
-        ]
-        self.initial = kn.train.make_state(self.trainer, variables.with_params(rebuild(ordered)))
+        tensors = {path: nx.asarray(array, copy=True) for path, array in named.items()}
+        params = kn.ptree.unflatten_from_paths(tensors, like=variables.params)
+        self.initial = kn.train.make_state(self.trainer, variables.with_params(params))
         self.batches = [
             (nx.asarray(x, copy=True), nx.asarray(y, copy=True)) for x, y in zip(arrays["x"], arrays["y"], strict=True)
         ]
         self.reset()
-
-    @staticmethod
-    def _layer_leaves(weight: Any, bias: Any, params: Any) -> list[nx.Tensor]:
-        names = [path.rpartition(".")[2] for path, _ in kn.ptree.flatten_with_paths(params)[:2]]
-        both = {"weight": nx.asarray(weight, copy=True), "bias": nx.asarray(bias, copy=True)}
-        return [both[name] for name in names]
 
     def reset(self) -> None:
         self.state = self.initial
@@ -93,9 +85,11 @@ class Step:
         )  # fmt: skip
         return losses
 
-    def compiled(self) -> CompiledGraph:
-        """The compiled step; `run` has made it."""
-        return compiled_step(self.trainer)
+    def traced(self) -> tuple[Specialisation, Any]:
+        """The compiled step, which `run` has made, and arguments for it."""
+        state, (x, y) = self.initial, self.batches[0]
+        variables = state.vars
+        return compiled_step(self.trainer), (variables.params, variables.state, state.opt_state, state.step, state.rng, x, y)
 
 
 class Product:
@@ -113,8 +107,8 @@ class Product:
     def values(self, count: int) -> list[float]:
         return [float(value) for value in np.diagonal(self.product(self.a, self.b).numpy())[:count]]
 
-    def compiled(self) -> CompiledGraph:
-        return self.product.compiled.specialise(self.a, self.b).compiled  # type: ignore[attr-defined,no-any-return]
+    def traced(self) -> tuple[Specialisation, Any]:
+        return self.product.compiled.specialise(self.a, self.b), (self.a, self.b)  # type: ignore[attr-defined]
 
 
 def make(arrays: Arrays) -> System:
@@ -126,25 +120,14 @@ def make(arrays: Arrays) -> System:
 
 
 def interpreted_losses(step: Step, count: int) -> list[float]:
-    """The losses of the first steps by the NumPy interpreter, which shares nothing with the compiled code.
-
-    Feeding a step's new state to the next uses that its results, the loss first, come in the order of its arguments.
-    """
-    (function,) = step.trainer._compiled.values()
-    (special,) = function._specialisations.values()
-    state = step.initial
-    variables = state.vars
-    leaves = [*map(kn.ptree.leaves, (variables.params, variables.state, state.opt_state))]
-    changing = [leaf.numpy() for tree in leaves for leaf in tree] + [state.step.numpy()]
-    captured = list(special.captured)
-    fixed = len(special.graph.inputs) - len(changing) - 1 - 2 - len(captured)
-    if fixed:
-        raise ValueError(f"kaun_worker.interpreted_losses: got {fixed} unknown inputs, expected none")
+    """The losses of the first steps by the NumPy interpreter, which shares nothing with the compiled code."""
+    special, arguments = step.traced()
+    *changing, rng, _, _ = [leaf.numpy() for leaf in kn.ptree.leaves(arguments)]
     losses = []
     for number in range(count):
-        x, y = step.batches[number % len(step.batches)]
-        inputs = [*changing, state.rng.numpy(), x.numpy(), y.numpy(), *captured]
-        loss, *changing = evaluate(special.graph, inputs)
+        batch = [tensor.numpy() for tensor in step.batches[number % len(step.batches)]]
+        # The results are the loss and then, in the order of the arguments, what a step changes.
+        loss, *changing = evaluate(special.graph, [*changing, rng, *batch, *special.captured])
         losses.append(float(loss))
     return losses
 
@@ -205,26 +188,17 @@ def _where(scheduled: ScheduledKernel) -> str:
 
 
 def _profile(system: Any, request: dict[str, Any]) -> Any:
-    compiled = system.compiled()
-    if isinstance(system, Product):
-        trees: Any = (system.a, system.b)
-        captured: tuple[Any, ...] = ()
-    else:
-        (function,) = system.trainer._compiled.values()
-        (special,) = function._specialisations.values()
-        captured = special.captured
-        state = system.initial
-        trees = (state.vars.params, state.vars.state, state.opt_state, state.step, state.rng, *system.batches[0])
-    leaves = kn.ptree.leaves(trees)
-    arrays = [np.ascontiguousarray(leaf.numpy()) for leaf in leaves] + list(captured)
+    special, arguments = system.traced()
+    arrays = [np.ascontiguousarray(leaf.numpy()) for leaf in kn.ptree.leaves(arguments)]
+    times = kernel_times(special.compiled, [*arrays, *special.captured], request["seconds"])
     return {
-        "kernels": [dataclasses.asdict(k) for k in kernel_times(compiled, arrays, request.get("seconds", 0.05))],
-        "arena_bytes": compiled.compilation.program.arena_bytes,
+        "kernels": [dataclasses.asdict(kernel) for kernel in times],
+        "arena_bytes": special.compiled.compilation.program.arena_bytes,
     }
 
 
 def _peaks(system: System, request: dict[str, Any]) -> Any:
-    return dataclasses.asdict(measure_peaks(targets.host(), seconds=request.get("seconds", 0.2)))
+    return dataclasses.asdict(measure_peaks(targets.host(), seconds=request["seconds"]))
 
 
 def _statistics(system: System, request: dict[str, Any]) -> Any:

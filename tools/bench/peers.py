@@ -54,13 +54,15 @@ class TorchStep:
         self.torch = torch
         layers: list[Any] = []
         parameters = parameters_of(arrays)
+        images = False
         for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
             if weight.ndim == 4:
                 layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
                 layers += [layer, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
             else:
                 layer = torch.nn.Linear(*weight.shape)
-                layers += [torch.nn.Flatten(), layer, torch.nn.ReLU()]
+                layers += [*([torch.nn.Flatten()] if images else []), layer, torch.nn.ReLU()]
+            images = weight.ndim == 4
             with torch.no_grad():
                 layer.weight.copy_(torch.from_numpy(weight if weight.ndim == 4 else weight.T.copy()))
                 layer.bias.copy_(torch.from_numpy(bias))

@@ -1,0 +1,206 @@
+"""The measurement: equal inputs to every system, equal answers demanded, then rounds in which each takes its turn."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kaun.tools.bench.problems import Network, Problem
+from kaun.tools.bench.workers import System, Worker, WorkerError
+
+# Losses of the first steps, or entries of a product, that have to agree, and how closely.
+CHECKED = 4
+TOLERANCE = 1e-4
+# Between two turns, so that the threads of one system have gone to sleep when the next begins.
+_PAUSE_SECONDS = 0.05
+
+
+class DisagreementError(Exception):
+    """Kaun's answers differ from the interpreter's: there is nothing worth timing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure: `rounds` turns for each system of about `seconds` each, on `threads` threads."""
+
+    threads: int
+    rounds: int = 5
+    seconds: float = 0.25
+    kernel_seconds: float = 0.05
+    compile_times: bool = True
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a step or product takes in one system: the median over rounds of their medians, and the least of all.
+
+    `first_seconds` is for the first one with everything before it, such as compiling. `error` says why there is no time.
+    """
+
+    first_seconds: float = 0.0
+    median: float = 0.0
+    least: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class CompileTimes:
+    """The first step in a new process, with an empty cache folder and with the one that left behind.
+
+    `cold` and `warm` are all of it: tracing, compiling or loading, one step. `kernels` were compiled in
+    `kernel_seconds`.
+    """
+
+    cold: float
+    warm: float
+    kernels: int
+    kernel_seconds: float
+    compiled_warm: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """All about one problem. `values` are what the systems agreed on; `kernels` are records of `KernelTime`."""
+
+    name: str
+    title: str
+    timings: dict[str, Timing]
+    values: list[float]
+    kernels: list[dict[str, Any]]
+    arena_bytes: int
+    compile_times: CompileTimes | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All results, and the machine's peaks as a record of `Peaks`."""
+
+    threads: int
+    systems: dict[str, str]
+    peaks: dict[str, Any]
+    results: list[Result] = field(default_factory=list)
+
+
+def run(
+    problems: Sequence[Problem], systems: Sequence[System], settings: Settings, say: Callable[[str], None]
+) -> Benchmark:
+    """Measure the problems in every system; the first system is Kaun.
+
+    Systems that fail or answer differently are left out of the timing, and their `Timing.error` says why.
+    DisagreementError if Kaun itself differs from the interpreter; WorkerError if its process fails.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        fresh = {
+            "KAUN_CACHE_DIR": str(Path(folder) / "kaun"),
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor"),
+        }
+        workers = [stack.enter_context(Worker(system, settings.threads, fresh)) for system in systems]
+        peaks: dict[str, Any] = {}
+        results = []
+        for problem in problems:
+            result = _measure(problem, workers, settings, Path(folder), say)
+            # Other programs can only make a peak look lower.
+            peaks = _highest(peaks, workers[0].ask("peaks", seconds=settings.kernel_seconds))
+            results.append(result)
+    titles = {system.name: f"{system.title} {system.version}" for system in systems}
+    return Benchmark(settings.threads, titles, peaks, results)
+
+
+def _measure(
+    problem: Problem, workers: Sequence[Worker], settings: Settings, folder: Path, say: Callable[[str], None]
+) -> Result:
+    arrays = folder / f"{problem.name}.npz"
+    np.savez(arrays, **problem.arrays())  # type: ignore[arg-type]
+    able = [w for w in workers if not (isinstance(problem, Network) and w.system.name == "numpy")]
+    if not isinstance(problem, Network):
+        able = [w for w in able if w.system.name != "torch-compile"]  # it is PyTorch's own product
+    first, errors = _load_and_check(problem, able, arrays, say)
+    running = [worker for worker in able if worker.system.name not in errors]
+    rounds: dict[str, list[list[float]]] = {worker.system.name: [] for worker in running}
+    for _ in range(settings.rounds):
+        for worker in running:
+            time.sleep(_PAUSE_SECONDS)
+            rounds[worker.system.name].append(worker.ask("time", seconds=settings.seconds))
+    timings = {name: Timing(error=error) for name, error in errors.items()}
+    for name, blocks in rounds.items():
+        median = statistics.median(statistics.median(turn) for turn in blocks)
+        timings[name] = Timing(first[name], median, min(min(turn) for turn in blocks))
+    kernels = workers[0].ask("kernels", seconds=settings.kernel_seconds)
+    times = None
+    if settings.compile_times and isinstance(problem, Network):
+        times = _compile_times(workers[0].system, arrays, settings.threads)
+    return Result(
+        name=problem.name,
+        title=problem.title,
+        timings=timings,
+        values=workers[0].ask("values", count=CHECKED),
+        kernels=kernels["kernels"],
+        arena_bytes=kernels["arena_bytes"],
+        compile_times=times,
+    )
+
+
+def _load_and_check(
+    problem: Problem, workers: Sequence[Worker], arrays: Path, say: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """(seconds of the first run of each system, why systems are left out)."""
+    first: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    expected: list[float] = []
+    for worker in workers:
+        name = worker.system.name
+        say(f"{problem.title}: {worker.system.title}")
+        try:
+            first[name] = worker.ask("load", arrays=str(arrays))
+            values = worker.ask("values", count=CHECKED)
+        except WorkerError as error:
+            if worker is workers[0]:
+                raise
+            errors[name] = str(error)
+            continue
+        if worker is workers[0]:
+            expected = worker.ask("interpreted", count=CHECKED)
+        if not np.allclose(values, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            errors[name] = f"answers {_short(values)}, expected {_short(expected)}"
+            if worker is workers[0]:
+                raise DisagreementError(f"{problem.title}: Kaun {errors[name]} as the interpreter")
+    return first, errors
+
+
+def _short(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+
+
+def _compile_times(system: System, arrays: Path, threads: int) -> CompileTimes:
+    """The first step twice, each time in a new process, the second time with what the first left on disk."""
+    first, statistics = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            with Worker(system, threads, {"KAUN_CACHE_DIR": folder}) as worker:
+                first.append(worker.ask("load", arrays=str(arrays)))
+                statistics.append(worker.ask("statistics"))
+    return CompileTimes(
+        cold=first[0],
+        warm=first[1],
+        kernels=statistics[0]["compiled"],
+        kernel_seconds=statistics[0]["compile_seconds"],
+        compiled_warm=statistics[1]["compiled"],
+    )
+
+
+def _highest(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The higher of two measurements of the same peaks, number by number."""
+    if not first:
+        return second
+    levels = [
+        (bound, max(rate, other))
+        for (bound, rate), (_, other) in zip(first["bandwidth"], second["bandwidth"], strict=True)
+    ]
+    return {**second, "flops": max(first["flops"], second["flops"]), "bandwidth": levels}

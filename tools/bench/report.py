@@ -1,0 +1,203 @@
+"""Results as tables, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kaun.tools.bench.measure import Benchmark, Result, Timing
+from kaun.tools.bench.peaks import bandwidth_of
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+# Kernels below this share of their step are summed up in one line.
+_SMALL_SHARE = 0.005
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns. The first column is a name, the others are numbers, except `text_columns`."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+    text_columns: tuple[int, ...] = (0,)
+
+
+def tables(benchmark: Benchmark, *, least: bool = False, kernels: bool = True) -> list[Table]:
+    """The tables of a benchmark: steps, products, first steps and, if wanted, the kernels of each problem.
+
+    `least` shows the least times instead of medians, for a machine that does other things meanwhile.
+    """
+    steps = [result for result in benchmark.results if not result.name.startswith("matmul")]
+    products = [result for result in benchmark.results if result.name.startswith("matmul")]
+    made: list[Table] = []
+    if steps:
+        made += [_steps_table(steps, benchmark, least), _first_steps_table(steps, benchmark)]
+    if products:
+        made.append(_products_table(products, benchmark, least))
+    if kernels:
+        made += [_kernels_table(result, benchmark.peaks, least) for result in steps]
+    return made
+
+
+def description(benchmark: Benchmark) -> str:
+    """What was measured on what, in one line."""
+    peaks = benchmark.peaks
+    rates = ", ".join(
+        f"{rate / 1e9:.0f} GB/s in {_level(index, len(peaks['bandwidth']))}"
+        for index, (_, rate) in enumerate(peaks["bandwidth"])
+    )
+    threads = f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}"
+    return (
+        f"{', '.join(benchmark.systems.values())}; float32, {threads} of {peaks['target']}; "
+        f"peaks measured alongside: {peaks['flops'] / 1e9:.0f} GFLOP/s multiply-add, copying {rates}."
+    )
+
+
+def _level(index: int, count: int) -> str:
+    return "memory" if index == count - 1 else ("L2", "L3")[index]
+
+
+def _shown(timing: Timing, least: bool) -> float:
+    return timing.least if least else timing.median
+
+
+def _present(results: Sequence[Result], benchmark: Benchmark) -> list[str]:
+    """The systems that took part in some of these results, in order."""
+    return [name for name in benchmark.systems if any(name in result.timings for result in results)]
+
+
+def _title(name: str) -> str:
+    return {"kaun": "Kaun", "numpy": "NumPy", "torch": "PyTorch", "torch-compile": "PyTorch compiled", "jax": "JAX"}[name]
+
+
+def _steps_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:
+    names = _present(results, benchmark)
+    rows = []
+    for result in results:
+        ours = _shown(result.timings["kaun"], least)
+        cells = [result.title]
+        for name in names:
+            timing = result.timings.get(name, Timing(error="-"))
+            time = _shown(timing, least)
+            ratio = f" ({time / ours:.2f}x)" if name != "kaun" else ""
+            cells.append("-" if timing.error else f"{duration(time)}{ratio}")
+        rows.append(tuple(cells))
+    what = "least" if least else "median"
+    note = f"Time of a step with AdamW ({what}); in brackets how many times as long as Kaun's."
+    return Table("Training step", ("", *map(_title, names)), rows, note)
+
+
+def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
+    names = [name for name in _present(results, benchmark) if name != "kaun"]
+    rows = []
+    for result in results:
+        times = result.compile_times
+        ours = (duration(times.cold), duration(times.warm), str(times.kernels)) if times else ("-",) * 3
+        theirs = (result.timings.get(name, Timing(error="-")) for name in names)
+        rows.append((result.title, *ours, *("-" if t.error else duration(t.first_seconds) for t in theirs)))
+    columns = ("", "Kaun, cold", "Kaun, warm", "kernels", *map(_title, names))
+    note = (
+        "From the model to the end of the first step, in a new process: cold with an empty cache folder (everything is "
+        "compiled), warm with a filled one (nothing is)."
+    )
+    return Table("First step", columns, rows, note)
+
+
+def _products_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:
+    names = _present(results, benchmark)
+    rows = []
+    for result in results:
+        size = int(result.name.rpartition("-")[2])
+        rates = {
+            name: 2 * size**3 / _shown(timing, least) / 1e9
+            for name, timing in result.timings.items()
+            if not timing.error
+        }
+        share = f"{rates['kaun'] / rates['numpy']:.0%}" if "numpy" in rates else "-"
+        peak = f"{rates['kaun'] * 1e9 / benchmark.peaks['flops']:.0%}"
+        rows.append((result.title, *(f"{rates[n]:.0f}" if n in rates else "-" for n in names), share, peak))
+    columns = ("GFLOP/s", *map(_title, names), "Kaun / NumPy", "Kaun / peak")
+    return Table("float32 matrix product", columns, rows)
+
+
+def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
+    total = sum(kernel["seconds"] for kernel in result.kernels)
+    rows, small = [], []
+    for number, kernel in enumerate(result.kernels):
+        if kernel["seconds"] < _SMALL_SHARE * total:
+            small.append(kernel["seconds"])
+            continue
+        rows.append((str(number), *_kernel_cells(kernel, total, peaks)))
+    if small:
+        shares = (duration(sum(small)), f"{sum(small) / total:.0%}", "", "", "", "", "")
+        rows.append(("", f"{len(small)} smaller kernels", "", *shares))
+    step = _shown(result.timings["kaun"], least)
+    note = (
+        f"{len(result.kernels)} kernels, {duration(total)} when each runs alone again and again; the step takes "
+        f"{duration(step)}. Arena {result.arena_bytes:,} bytes. `of limit`: the time that the measured peaks allow for "
+        "the kernel's operations and bytes (each buffer once), over the time it takes."
+    )
+    columns = ("", "kernel", "layers", "time", "share", "GFLOP/s", "of peak", "GB/s", "of copy", "of limit")
+    return Table(f"Kernels of {result.title}", columns, rows, note, (0, 1, 2))
+
+
+def _kernel_cells(kernel: dict[str, Any], total: float, peaks: dict[str, Any]) -> tuple[str, ...]:
+    seconds = max(kernel["seconds"], 1e-12)
+    flops, traffic = kernel["flops"] / seconds, kernel["bytes"] / seconds
+    bandwidth = bandwidth_of(peaks["bandwidth"], kernel["bytes"])
+    limit = max(flops / peaks["flops"], traffic / bandwidth)
+    return (
+        kernel["what"], kernel["where"], duration(seconds), f"{seconds / total:.0%}",
+        f"{flops / 1e9:.1f}", f"{flops / peaks['flops']:.0%}",
+        f"{traffic / 1e9:.1f}", f"{traffic / bandwidth:.0%}", f"{limit:.0%}",
+    )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Three digits or so: "12.3 µs", "4.56 ms", "1.23 s"."""
+    for factor, unit in ((1e6, "µs"), (1e3, "ms"), (1.0, "s")):
+        value = seconds * factor
+        if value < 999.5 or unit == "s":
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    raise AssertionError("the loop ends with seconds")
+
+
+def failures(benchmark: Benchmark) -> list[str]:
+    """Why systems have no time where they should have one."""
+    return [
+        f"{result.title}: {_title(name)} left out: {timing.error}"
+        for result in benchmark.results
+        for name, timing in result.timings.items()
+        if timing.error
+    ]
+
+
+def print_tables(console: Console, made: Sequence[Table]) -> None:
+    """Tables for the terminal."""
+    for table in made:
+        rich = RichTable(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
+        for index, column in enumerate(table.columns):
+            rich.add_column(escape(column), justify="left" if index in table.text_columns else "right")
+        for row in table.rows:
+            rich.add_row(*map(escape, row))
+        console.print(rich)
+        console.print()
+
+
+def markdown(made: Sequence[Table]) -> str:
+    """Tables for a README."""
+    parts = []
+    for table in made:
+        marks = ("---" if index in table.text_columns else "---:" for index in range(len(table.columns)))
+        lines = [f"**{table.title}.** {table.note}".strip(), "", _line(table.columns), _line(tuple(marks))]
+        parts.append("\n".join([*lines, *map(_line, table.rows)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
