@@ -89,6 +89,8 @@ class _Walk:
             return "tensor"
         if kind in _ATOMS:
             return (kind, value)
+        if kind is types.ModuleType and _is_trusted(value.__name__):
+            return cast(Hashable, value)
         self.visited += 1
         if self.visited > _MOST_VALUES or id(value) in self.active:
             raise _OpaqueError

@@ -99,27 +99,28 @@ def _input(x: Any, dtype: DType) -> Any:
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
-def _parameters(function: str, params: Tree, *shapes: tuple[str, tuple[int, ...]]) -> list[Tensor]:
-    """The named entries of a layer's parameters (or state), whose shapes must be these."""
+def checked_parameters(function: str, params: Tree, *shapes: tuple[str, tuple[int, ...]]) -> list[Tensor]:
+    """The named entries of a layer's parameters (or state), whose shapes must be these.
+
+    ValueError in the name of `function` ("layer.linear") that gives the path of the entry.
+    """
     found = []
     for name, shape in shapes:
         path = f"{source.layer_path()}.{name}".lstrip(".")
         if not isinstance(params, Mapping) or name not in params:
-            raise invalid_value(f"layer.{function}", f"no entry `{path}` in the layer's variables")
+            raise invalid_value(function, f"no entry `{path}` in the layer's variables")
         entry = nx.asarray(params[name])
         if entry.shape != shape:
-            raise invalid_value(
-                f"layer.{function}", f"got `{path}` of shape {list(entry.shape)}, expected {list(shape)}"
-            )
+            raise invalid_value(function, f"got `{path}` of shape {list(entry.shape)}, expected {list(shape)}")
         found.append(entry)
     return found
 
 
-def _count(function: str, **values: int) -> None:
-    """ValueError unless every value is a positive int."""
+def check_counts(function: str, **values: int) -> None:
+    """ValueError in the name of `function` unless every value is a positive int."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"layer.{function}: got {name}={value!r}, expected a positive int")
+            raise ValueError(f"{function}: got {name}={value!r}, expected a positive int")
 
 
 def _stateless(f: Callable[[Tensor], Tensor]) -> Layer:
@@ -156,7 +157,8 @@ def _affine(
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        weight, bias = _parameters(function, params, ("weight", weight_shape), ("bias", (out_features,)))
+        shapes = ("weight", weight_shape), ("bias", (out_features,))
+        weight, bias = checked_parameters(f"layer.{function}", params, *shapes)
         return forward(x, weight, bias), state
 
     return Layer(init, apply)
@@ -173,7 +175,7 @@ def linear(
 
     Parameters: weight (in_features, out_features), bias (out_features,).
     """
-    _count("linear", in_features=in_features, out_features=out_features)
+    check_counts("layer.linear", in_features=in_features, out_features=out_features)
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if x.ndim < 1 or x.shape[-1] != in_features:
@@ -201,7 +203,7 @@ def conv1d(
 
     Parameters: weight (out_channels, in_channels, kernel_size), bias (out_channels,).
     """
-    _count("conv1d", in_channels=in_channels, out_channels=out_channels)
+    check_counts("layer.conv1d", in_channels=in_channels, out_channels=out_channels)
     (size,) = extents("layer.conv1d", "kernel_size", kernel_size, 1)
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -227,7 +229,7 @@ def conv2d(
     Parameters: weight (out_channels, in_channels / groups, KH, KW), bias (out_channels,). With padding "same",
     H' = ceil(H / stride). ValueError if the groups do not divide both numbers of channels.
     """
-    _count("conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+    check_counts("layer.conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
     if in_channels % groups or out_channels % groups:
         raise ValueError(
             f"layer.conv2d: got groups={groups}, expected a divisor of in_channels={in_channels} and "
@@ -254,7 +256,7 @@ def embedding(
     Parameters: embedding (vocab_size, embed_dim), drawn with standard deviation 1 / sqrt(embed_dim), so that scaled
     entries have variance 1.
     """
-    _count("embedding", vocab_size=vocab_size, embed_dim=embed_dim)
+    check_counts("layer.embedding", vocab_size=vocab_size, embed_dim=embed_dim)
     shape = (vocab_size, embed_dim)
     draw = embedding_init or functools.partial(initializers.normal, stddev=embed_dim**-0.5)
 
@@ -264,7 +266,7 @@ def embedding(
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        (table,) = _parameters("embedding", params, ("embedding", shape))
+        (table,) = checked_parameters("layer.embedding", params, ("embedding", shape))
         if not x.dtype.is_integer:
             raise invalid_type("layer.embedding", f"got x {describe(x._node)}, expected integers")
         return fn.embedding(x, table, scale=scale), state
@@ -277,7 +279,7 @@ def embedding(
 
 def layer_norm(*, dim: int, eps: float = 1e-5) -> Layer:
     """`fn.layer_norm` over the last axis, of extent `dim`. Parameters: gamma (dim,) of ones, beta (dim,) of zeros."""
-    _count("layer_norm", dim=dim)
+    check_counts("layer.layer_norm", dim=dim)
 
     def init(*, dtype: DType) -> Vars:
         return Vars(ptree.Dict(gamma=nx.ones((dim,), dtype=dtype), beta=nx.zeros((dim,), dtype=dtype)), (), dtype)
@@ -285,7 +287,7 @@ def layer_norm(*, dim: int, eps: float = 1e-5) -> Layer:
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        gamma, beta = _parameters("layer_norm", params, ("gamma", (dim,)), ("beta", (dim,)))
+        gamma, beta = checked_parameters("layer.layer_norm", params, ("gamma", (dim,)), ("beta", (dim,)))
         _features("layer_norm", x, -1, dim)
         return fn.layer_norm(x, gamma=gamma, beta=beta, eps=eps), state
 
@@ -294,7 +296,7 @@ def layer_norm(*, dim: int, eps: float = 1e-5) -> Layer:
 
 def rms_norm(*, dim: int, eps: float = 1e-6) -> Layer:
     """`fn.rms_norm` over the last axis, of extent `dim`. Parameters: scale (dim,) of ones."""
-    _count("rms_norm", dim=dim)
+    check_counts("layer.rms_norm", dim=dim)
 
     def init(*, dtype: DType) -> Vars:
         return Vars(ptree.Dict(scale=nx.ones((dim,), dtype=dtype)), (), dtype)
@@ -302,7 +304,7 @@ def rms_norm(*, dim: int, eps: float = 1e-6) -> Layer:
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        (scale,) = _parameters("rms_norm", params, ("scale", (dim,)))
+        (scale,) = checked_parameters("layer.rms_norm", params, ("scale", (dim,)))
         _features("rms_norm", x, -1, dim)
         return fn.rms_norm(x, scale=scale, eps=eps), state
 
@@ -317,7 +319,7 @@ def batch_norm(*, num_features: int, momentum: float = 0.99, eps: float = 1e-5) 
     ones, each updated when training as momentum * old + (1 - momentum) * batch with the biased batch variance, as in
     Flax (PyTorch writes 1 - momentum for momentum and stores the unbiased variance). The state is at least float32.
     """
-    _count("batch_norm", num_features=num_features)
+    check_counts("layer.batch_norm", num_features=num_features)
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"layer.batch_norm: got momentum={momentum}, expected 0 <= momentum <= 1")
     shape = (num_features,)
@@ -331,8 +333,10 @@ def batch_norm(*, num_features: int, momentum: float = 0.99, eps: float = 1e-5) 
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        scale, bias = _parameters("batch_norm", params, ("scale", shape), ("bias", shape))
-        running_mean, running_var = _parameters("batch_norm", state, ("running_mean", shape), ("running_var", shape))
+        scale, bias = checked_parameters("layer.batch_norm", params, ("scale", shape), ("bias", shape))
+        running_mean, running_var = checked_parameters(
+            "layer.batch_norm", state, ("running_mean", shape), ("running_var", shape)
+        )
         if x.ndim not in (2, 3, 4):
             raise invalid_value("layer.batch_norm", f"got x {describe(x._node)}, expected 2, 3 or 4 axes")
         _features("batch_norm", x, 1, num_features)

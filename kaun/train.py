@@ -10,8 +10,9 @@ The random numbers of a step follow from the state alone, its key and its number
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,16 +20,18 @@ from typing import Any
 from kaun import layer as layers
 from kaun import nx, optim, ptree, tracing
 from kaun.closure import Captured, capture
-from kaun.compiler.ir import ops, source
-from kaun.compiler.ir.dtypes import DType, float32, int32, uint32
+from kaun.compiler.ir import source
+from kaun.compiler.ir.dtypes import DType, float32, int32
 from kaun.context import Context
+from kaun.finite import NotFiniteError, broken_leaves, outputs_by_layer
 from kaun.gradients import value_and_grad
 from kaun.layer import Layer, Vars
 from kaun.nx import Tensor
 from kaun.optim import Transformation
 from kaun.optim.apply import host_rates, traced_step
+from kaun.optim.control import finite, fold_in
 from kaun.progress import Bar
-from kaun.ptree import Tree
+from kaun.ptree import Structure, Tree
 
 Loss = Callable[..., Tensor]
 
@@ -65,6 +68,35 @@ class State:
     opt_state: Tree
     step: Tensor
     rng: Tensor
+
+    # A state that a step returned holds its leaves in a row, which is what the next step takes; the fields above are
+    # made from them when something asks.
+
+    @classmethod
+    def _of(cls, structure: Structure, leaves: Sequence[Tensor], dtype: DType, rng: Tensor) -> State:
+        state = object.__new__(cls)
+        state.__dict__["_row"] = (structure, leaves)
+        state.__dict__["_dtype"] = dtype
+        state.__dict__["rng"] = rng
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        row = self.__dict__.get("_row")
+        if row is None or name not in ("vars", "opt_state", "step"):
+            raise AttributeError(f"'State' object has no attribute {name!r}")
+        structure, leaves = row
+        params, state, opt_state, step = structure(list(leaves))
+        self.__dict__.update(vars=Vars(params, state, self.__dict__["_dtype"]), opt_state=opt_state, step=step)
+        return self.__dict__[name]
+
+    def _flat(self) -> tuple[Structure, Sequence[Tensor], DType]:
+        """The structure and leaves of (parameters, state, optimizer state, steps made), and the variables' dtype."""
+        row = self.__dict__.get("_row")
+        if row is None:
+            leaves, structure = ptree.flatten((self.vars.params, self.vars.state, self.opt_state, self.step))
+            row = self.__dict__["_row"] = (structure, tuple(leaves))
+            self.__dict__["_dtype"] = self.vars.dtype
+        return row[0], row[1], self.__dict__["_dtype"]
 
     def to_tree(self) -> ptree.Dict:
         """The state as a tree: `params`, `state`, `optimizer`, `step`, `rng`."""
@@ -107,6 +139,9 @@ def make_state(trainer: Trainer, vars: Vars) -> State:
     return State(vars, optim.init(trainer.optimizer, vars.params), counter, key)
 
 
+_NO_CONTEXT = ptree.Dict()
+
+
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
@@ -132,60 +167,64 @@ def _step(
 ) -> tuple[Tensor, State]:
     """One step with `loss(output, *targets)`."""
     captured = capture(loss)
-    compiled = _compiled_step(trainer, captured, training, st.vars.dtype)
-    rates = host_rates(trainer.optimizer, st.opt_state)
-    variables = st.vars
-    value, params, state, opt_state, counter = compiled(
-        variables.params, variables.state, st.opt_state, st.step, st.rng,
-        rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors,
-    )  # fmt: skip
-    return value, State(Vars(params, state, variables.dtype), opt_state, counter, st.rng)
+    structure, leaves, dtype = st._flat()
+    compiled = _compiled_step(trainer, captured, training, dtype, structure)
+    rates = host_rates(trainer.optimizer, st.opt_state) if trainer.optimizer.rate_count else ()
+    value, new_leaves = compiled(
+        leaves, st.rng, rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors
+    )
+    return value, State._of(structure, new_leaves, dtype, st.rng)
 
 
-def _compiled_step(trainer: Trainer, captured: Captured, training: bool, dtype: DType) -> tracing.Function:
+def _compiled_step(
+    trainer: Trainer, captured: Captured, training: bool, dtype: DType, structure: Structure
+) -> tracing.Function:
     def make() -> tracing.Function:
-        return tracing.Function(_traceable_step(trainer, captured, training, dtype))
+        return tracing.Function(_traceable_step(trainer, captured, training, dtype, structure))
 
     if captured.key is None:
         return make()  # traced anew; the program, being equal, is not compiled anew
-    return trainer._remembered(("step", training, dtype, captured.key), make)
+    return trainer._remembered(("step", training, dtype, structure, captured.key), make)
 
 
-def _traceable_step(trainer: Trainer, captured: Captured, training: bool, dtype: DType) -> Callable[..., Any]:
-    """The step as a function of trees."""
+def _traceable_step(
+    trainer: Trainer, captured: Captured, training: bool, dtype: DType, structure: Structure
+) -> Callable[..., Any]:
+    """The step as a function of the leaves of a state, in a row, and of trees."""
 
     def traceable(
-        params: Tree,
-        state: Tree,
-        opt_state: Tree,
-        counter: Tensor,
+        leaves: tuple[Tensor, ...],
         rng: Tensor,
         rates: tuple[Tensor, ...],
         x: Any,
         targets: tuple[Any, ...],
         context: ptree.Dict,
         tensors: tuple[Tensor, ...],
-    ) -> tuple[Tensor, Tree, Tree, Tree, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        before = params, state, opt_state, counter = structure(leaves)
         loss = captured.rebind(tensors)
-        ctx = Context(context) if context else None
 
         def objective(params: Tree) -> tuple[Tensor, Tree]:
-            output, after = layers.apply(trainer.model, Vars(params, state, dtype), x, training=training, ctx=ctx)
+            output, after = _forward(trainer, Vars(params, state, dtype), x, training, context)
             return _scalar(loss(output, *targets)), after.state
 
-        with nx.rng.with_key(_step_key(rng, counter)):
+        with nx.rng.with_key(fold_in(rng, counter)):
             (value, new_state), grads = value_and_grad(objective, has_aux=True)(params)
         with source.phase("update"):
             updates, new_opt_state = traced_step(trainer.optimizer, opt_state, params, grads, rates)
             new_params = optim.apply_updates(params, updates)
-        return value, new_params, new_state, new_opt_state, counter + 1
+        after = new_params, new_state, new_opt_state, counter + 1
+        found = ptree.difference(structure, ptree.structure(after))
+        if found is not None:
+            raise ValueError(f"train.step: the states before and after the step differ at {found}")
+        return value, tuple(ptree.leaves(ptree.map2(lambda _, new: new, before, after)))
 
     return traceable
 
 
-def _step_key(rng: Tensor, counter: Tensor) -> Tensor:
-    """`nx.rng.fold_in(rng, counter)` for a number of steps that is being traced."""
-    return Tensor(ops.random_bits(rng._node, nx.astype(counter, uint32)._node, shape=(2,)))
+def _forward(trainer: Trainer, variables: Vars, x: Any, training: bool, context: ptree.Dict) -> tuple[Any, Vars]:
+    """The model applied in a function being traced."""
+    return layers.apply(trainer.model, variables, x, training=training, ctx=Context(context) if context else None)
 
 
 def _scalar(value: Any) -> Tensor:
@@ -203,14 +242,16 @@ def _as_input(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, tuple):
-        return tuple(_as_input(part) for part in x)
+        return tuple([_as_input(part) for part in x])
     if isinstance(x, Mapping):
         return ptree.Dict({name: _as_input(part) for name, part in x.items()})
     return nx.asarray(x)
 
 
 def _context_tree(ctx: Context | Mapping[str, Any] | None) -> ptree.Dict:
-    return ptree.Dict({name: nx.asarray(tensor) for name, tensor in sorted((ctx or {}).items())})
+    if not ctx:
+        return _NO_CONTEXT
+    return ptree.Dict({name: nx.asarray(tensor) for name, tensor in sorted(ctx.items())})
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -225,27 +266,80 @@ def fit(
     report: Callable[..., object] | None = None,
     ctx: Context | None = None,
     progress: bool = False,
+    check_finite: bool = False,
 ) -> State:
     """The state after a step on every element of `data`.
 
     Elements are `(x, y)` and the loss is `loss(output, y)`; without `loss`, elements are `(x, loss_fn)` and the loss is
     `loss_fn(output)`. `report(step=, loss=, state=)` is called after each step, with `step` counted from 1 in this call
-    and `loss` a float; raising `EarlyStop` in it ends training. `progress` shows a live bar with loss and speed.
-    The state given stays valid. TypeError for an element that is not such a pair.
+    and `loss` a float; raising `EarlyStop` in it ends training. `progress` shows a live bar with loss, speed and time
+    left. An interrupt (Ctrl-C, KeyboardInterrupt) ends training too: the state of the last whole step is returned,
+    and its `step` tells how far that is. With `check_finite`, a loss that is NaN or infinite raises `NotFiniteError`, a
+    ValueError with the number of the step and the path of the first layer whose output was not finite.
+
+    Steps run outside of Python's lock, so `data.prefetch()` makes the next batches meanwhile. The state given stays
+    valid. TypeError for an element that is not such a pair.
     """
     # Each state but the first belongs to this loop, which may reuse its memory unless `report` was shown it.
     with Bar(_length(data)) if progress else nullcontext() as bar:
-        for number, element in enumerate(data, 1):
-            x, targets, element_loss = _element(number, element, loss)
-            value, st = _step(trainer, st, x, targets, element_loss, True, ctx)
-            if bar is not None:
-                bar.advance(value)
-            if report is not None:
-                try:
+        try:
+            for number, element in enumerate(data, 1):
+                x, targets, element_loss = _element(number, element, loss)
+                before = st
+                value, st = _step(trainer, st, x, targets, element_loss, True, ctx)
+                if check_finite and not math.isfinite(float(value)):
+                    raise _not_finite(trainer, before, number, float(value), x, targets, element_loss, ctx)
+                if bar is not None:
+                    bar.advance(value)
+                if report is not None:
                     report(step=number, loss=float(value), state=st)
-                except EarlyStop:
-                    break
+        except (EarlyStop, KeyboardInterrupt):
+            return st
     return st
+
+
+def _not_finite(
+    trainer: Trainer,
+    st: State,
+    number: int,
+    value: float,
+    x: Any,
+    targets: tuple[Any, ...],
+    loss: Loss,
+    ctx: Context | None,
+) -> NotFiniteError:
+    """The error for a step from `st` with such a loss, found by running its forward pass again, layer by layer."""
+    captured = capture(loss)
+    dtype = st.vars.dtype
+    paths: list[str] = []
+
+    def traceable(
+        params: Tree, state: Tree, counter: Tensor, rng: Tensor, x: Any, targets: Any, context: ptree.Dict, tensors: Any
+    ) -> tuple[Tensor, ...]:
+        with nx.rng.with_key(fold_in(rng, counter)):
+            output, _ = _forward(trainer, Vars(params, state, dtype), x, True, context)
+            captured.rebind(tensors)(output, *targets)
+        handed = outputs_by_layer(ptree.leaves(output))
+        paths.extend(path for path, _ in handed)
+        return tuple(finite(tensor) for _, tensor in handed)
+
+    inputs, context = _as_input(x), _context_tree(ctx)
+    flags = tracing.Function(traceable)(
+        st.vars.params, st.vars.state, st.step, st.rng, inputs, _as_input(targets), context, captured.tensors
+    )
+    broken = [path for path, flag in zip(paths, flags, strict=True) if not flag]
+    # The model's input, converted to its dtype, is handed to the first layer by no layer.
+    layer = next((path for path in broken if path), "" if broken else None)
+    where = (
+        "the outputs of all layers are finite, so the loss function made it"
+        if layer is None
+        else f"the first layer with an output that is not finite is `{layer}`" if layer else "the model's output is not finite"
+    )
+    sources = (("the input", inputs), ("the targets", (_as_input(targets), captured.tensors)), ("the context", context))
+    causes = [f"{name} held NaN or infinity" for name, tree in sources if broken_leaves(tree)]
+    causes += [f"the parameter `{path}` held NaN or infinity" for path in broken_leaves(st.vars.params)]
+    message = f"train.fit: the loss of step {number} is {value}; " + "; ".join([where, *causes])
+    return NotFiniteError(message, number, layer, st)
 
 
 def _element(number: int, element: Any, loss: Loss | None) -> tuple[Any, tuple[Any, ...], Loss]:
@@ -280,8 +374,7 @@ def predict(trainer: Trainer, st: State, x: Any, *, ctx: Context | None = None) 
     dtype = st.vars.dtype
 
     def traceable(params: Tree, state: Tree, x: Any, context: ptree.Dict) -> Any:
-        inner = Context(context) if context else None
-        return layers.apply(trainer.model, Vars(params, state, dtype), x, training=False, ctx=inner)[0]
+        return _forward(trainer, Vars(params, state, dtype), x, False, context)[0]
 
     compiled = trainer._remembered(("predict", dtype), lambda: tracing.Function(traceable))
     return compiled(st.vars.params, st.vars.state, _as_input(x), _context_tree(ctx))

@@ -146,6 +146,8 @@ def _optimise(text: str, target: Target, level: int, caller: str) -> tuple[Any, 
     tuning = llvm.create_pipeline_tuning_options(speed_level=level)
     tuning.loop_vectorization = False
     tuning.slp_vectorization = False
+    # Kernels come unrolled where it pays; copies of whole epilogues only take time to compile.
+    tuning.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, tuning)
     passes = builder.getModulePassManager()
     _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)

@@ -53,9 +53,9 @@ def training_step(model: layer.Layer, optimizer: optim.Transformation, x: Any, c
     state = optim.init(optimizer, variables.params)
     rates = host_rates(optimizer, state)
 
-    def step(params: Any, opt_state: Any, x: nx.Tensor, classes: nx.Tensor) -> Any:
+    def step(params: Any, opt_state: Any, key: nx.Tensor, x: nx.Tensor, classes: nx.Tensor) -> Any:
         def objective(params: Any) -> Any:
-            with nx.rng.run(seed=1):
+            with nx.rng.with_key(key):
                 output, after = layer.apply(model, variables.with_params(params), x, training=True)
             return loss.cross_entropy_sparse(output, classes), after.state
 
@@ -63,7 +63,7 @@ def training_step(model: layer.Layer, optimizer: optim.Transformation, x: Any, c
         updates, new = traced_step(optimizer, opt_state, params, grads, rates)
         return value, after, optim.apply_updates(params, updates), new
 
-    return trace(step, variables.params, state, x, classes)
+    return trace(step, variables.params, state, nx.rng.key(1), x, classes)
 
 
 def perceptron() -> Traced:

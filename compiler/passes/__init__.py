@@ -16,6 +16,7 @@ from .lower_convolutions import lower_convolutions
 from .rules import isolate_inputs
 from .share_subexpressions import share_subexpressions
 from .simplify import simplify
+from .split_reductions import split_reductions
 
 Pass = Callable[[Graph], Graph]
 
@@ -27,13 +28,14 @@ PASSES: dict[str, Pass] = {
         simplify,
         lower_convolutions,
         share_subexpressions,
+        split_reductions,
         eliminate_dead_code,
     )
 }
 
 # What a traced graph goes through before it is scheduled. (`simplify` includes the rules of the two passes before it;
 # they stand on their own to be looked at one by one.) Operands are ordered once so that simplify sees equal as equal,
-# and once more for what it made.
+# and once more for what it made. Reductions are split last: simplify would merge them again.
 STANDARD: tuple[str, ...] = (
     "lower_convolutions",
     "canonicalise",
@@ -41,6 +43,7 @@ STANDARD: tuple[str, ...] = (
     "share_subexpressions",
     "simplify",
     "share_subexpressions",
+    "split_reductions",
     "eliminate_dead_code",
 )
 
@@ -56,5 +59,5 @@ def run(graph: Graph, names: Iterable[str] = STANDARD) -> Graph:
 
 __all__ = [
     "PASSES", "STANDARD", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants", "isolate_inputs",
-    "lower_convolutions", "run", "share_subexpressions", "simplify",
+    "lower_convolutions", "run", "share_subexpressions", "simplify", "split_reductions",
 ]  # fmt: skip

@@ -228,14 +228,16 @@ def is_injective(index: Index, over: Iterable[Base]) -> bool:
         return False
     size = math.prod(base.extent for base in used)
     found = digits(index)
-    if found is not None:
-        own, _ = found
-        reach = 0
-        for extent, weight in sorted(((n, abs(w)) for n, w in own.values()), key=lambda each: each[1]):
-            if weight <= reach:
-                return False
-            reach += weight * (extent - 1)
-        return math.prod(n for n, _ in own.values()) == size
-    if size > LIMIT:
-        return False
-    return int(np.unique(_tabulate(index, (), used)[0]).size) == size
+    if found is not None and math.prod(n for n, _ in found[0].values()) == size and _is_positional(found[0]):
+        return True
+    return size <= LIMIT and int(np.unique(_tabulate(index, (), used)[0]).size) == size
+
+
+def _is_positional(own: Digits) -> bool:
+    """Whether every digit weighs more than all lesser ones together."""
+    reach = 0
+    for extent, weight in sorted(((n, abs(w)) for n, w in own.values()), key=lambda each: each[1]):
+        if weight <= reach:
+            return False
+        reach += weight * (extent - 1)
+    return True

@@ -74,7 +74,7 @@ def read_archive(path: Path) -> tuple[tuple[Pixels, Pixels], tuple[Pixels, Pixel
     found: dict[str, bytes] = {}
     try:
         # As a stream: members are read where they come, and only into memory.
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|gz", bufsize=1 << 20) as archive:
             for member in archive:
                 if member.name not in wanted:
                     continue

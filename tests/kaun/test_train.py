@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
+import signal
+
 import numpy as np
 import pytest
 
@@ -190,6 +194,122 @@ def test_report_sees_every_step_and_early_stop_returns_the_state_reached():
     assert [step for step, _, _ in seen] == [1, 2, 3]
     assert all(isinstance(value, float) for _, value, _ in seen) and seen[0][1] > seen[2][1]
     assert st is seen[-1][2] and int(st.step) == 3
+
+
+def interrupting(elements, at):
+    for number, element in enumerate(elements, 1):
+        if number == at:
+            signal.raise_signal(signal.SIGINT)
+        yield element
+
+
+def test_an_interrupt_returns_the_state_of_the_last_whole_step():
+    trainer = trainer_of()
+    st = started(trainer)
+    whole = train.fit(trainer, st, [(X, Y)] * 3, loss=loss.cross_entropy_sparse)
+    for progress in (False, True):
+        cut = train.fit(
+            trainer, st, interrupting([(X, Y)] * 10, at=4), loss=loss.cross_entropy_sparse, progress=progress
+        )
+        assert int(cut.step) == 3 and same_values(cut, whole)
+
+    def report(step, loss, state):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    cut = train.fit(trainer, st, [(X, Y)] * 10, loss=loss.cross_entropy_sparse, report=report)
+    assert same_values(cut, whole)
+
+
+def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_first_layer():
+    broken = X.copy()
+    broken[2, 1] = np.nan
+    trainer = trainer_of(layer.tanh(), layer.linear(in_features=2, out_features=2))
+    st = started(trainer)
+    data = [(X, Y), (X, Y), (broken, Y), (X, Y)]
+    with pytest.raises(train.NotFiniteError, match=r"train.fit: the loss of step 3 is nan; the first layer .* `0`; "
+                       r"the input held NaN or infinity$") as caught:
+        train.fit(trainer, st, data, loss=loss.cross_entropy_sparse, check_finite=True)
+    assert caught.value.step == 3 and caught.value.layer == "0" and int(caught.value.state.step) == 2
+    assert np.isnan(float(train.step(trainer, caught.value.state, broken, loss=cross_entropy(nx.asarray(Y)))[0]))
+    assert int(train.fit(trainer, st, data, loss=loss.cross_entropy_sparse).step) == 4
+
+
+def logarithm(params, state, x, *, dtype, training, ctx):
+    return nx.log(x), state
+
+
+@pytest.mark.parametrize(
+    "layers, target, path, message",
+    [
+        ((layer.relu(), Layer(lambda *, dtype: Vars((), (), dtype), logarithm), layer.tanh()), 0.0, "2", "`2`$"),
+        ((layer.dropout(rate=0.5),), np.inf, None, "the loss function made it; the targets held NaN or infinity$"),
+    ],
+)
+def test_the_layer_that_made_it_or_the_loss_is_found(layers, target, path, message):
+    trainer = trainer_of(*layers)
+    y = np.full((12, 2), target, np.float32)
+    for data in ([(X, nx.asarray(y))], [(X, lambda out: loss.mse(out, nx.asarray(y)))]):
+        with pytest.raises(train.NotFiniteError, match=message) as caught:
+            given = loss.mse if isinstance(data[0][1], nx.Tensor) else None
+            train.fit(trainer, started(trainer), data, loss=given, check_finite=True)
+        assert caught.value.layer == path
+
+
+def test_parameters_that_are_broken_are_named():
+    trainer = trainer_of()
+    st = started(trainer)
+    params = [{"weight": st.vars.params[0]["weight"], "bias": nx.asarray([0.0, np.inf], dtype=nx.float32)}]
+    st = train.make_state(trainer, st.vars.with_params(params))
+    with pytest.raises(ValueError, match="`0`; the parameter `0.bias` held"):
+        train.fit(trainer, st, [(X, Y)], loss=loss.cross_entropy_sparse, check_finite=True)
+
+
+def test_a_model_that_is_one_layer_has_no_path_to_report():
+    trainer = train.make(model=layer.linear(in_features=3, out_features=2), optimizer=optim.sgd(lr=0.1))
+    with pytest.raises(ValueError, match="step 1 is nan; the model's output is not finite; the input held"):
+        train.fit(trainer, started(trainer), [(X * np.nan, Y)], loss=loss.cross_entropy_sparse, check_finite=True)
+
+
+def test_gradient_accumulation_over_parts_of_a_batch_is_a_step_on_the_whole():
+    traces = Traces()
+    whole, parts = (
+        trainer_of(traces.layer(), optimizer=optimizer)
+        for optimizer in (optim.adam(lr=0.1), optim.accumulate_gradients(3, optim.adam(lr=0.1)))
+    )
+    first = train.fit(whole, started(whole), [(X, Y)] * 4, loss=loss.cross_entropy_sparse)
+    traces.count = 0
+    batches = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)] * 4
+    second = train.fit(parts, started(parts), batches, loss=loss.cross_entropy_sparse)
+    assert traces.count == 1 and int(second.step) == 12 and int(second.opt_state[1][0].step) == 4
+    for a, b in zip(ptree.leaves(first.vars.params), ptree.leaves(second.vars.params), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_prefetched_data_gives_the_same_state():
+    trainer = trainer_of()
+    st = started(trainer)
+    with nx.rng.run(seed=1):
+        plain = kn.data.prepare((X, Y), batch_size=4, shuffle=True)
+    with nx.rng.run(seed=1):
+        prefetched = kn.data.prepare((X, Y), batch_size=4, shuffle=True).prefetch(2)
+    assert same_values(*(train.fit(trainer, st, d, loss=loss.cross_entropy_sparse) for d in (plain, prefetched)))
+
+
+def test_a_state_that_a_step_returned_has_all_its_fields():
+    trainer = trainer_of(layer.batch_norm(num_features=2), optimizer=optim.adam(lr=0.1))
+    _, st = train.step(trainer, started(trainer), X, loss=cross_entropy(nx.asarray(Y)))
+    changed = dataclasses.replace(st, step=nx.asarray(7, dtype=nx.int32))
+    assert int(changed.step) == 7 and int(st.step) == 1 and changed.vars is st.vars
+    assert st.vars.params[0]["weight"].shape == (3, 2) and int(st.opt_state[0].step) == 1 and "vars=" in repr(st)
+    with pytest.raises(AttributeError, match="no attribute 'params'"):
+        st.params  # noqa: B018
+    again, copied = (train.step(trainer, s, X, loss=cross_entropy(nx.asarray(Y)))[1] for s in (st, pickled(st)))
+    assert same_values(again, copied)
+
+
+def pickled(st):
+    return pickle.loads(pickle.dumps(st))
 
 
 def test_states_given_and_shown_stay_valid():

@@ -15,6 +15,9 @@ from kaun.tools.bench.problems import PROBLEMS
 from kaun.tools.bench.workers import System, WorkerError, kaun_system, peer_systems
 from rich.console import Console
 
+# Of tables that go to a file.
+_WIDTH = 120
+
 
 def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
     """Measure and print. The exit status is 1 if Kaun computed something wrong or could not run."""
@@ -45,6 +48,8 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
         print(f"{report.description(benchmark)}\n\n{report.markdown(made)}", end="")
     else:
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = _WIDTH
         console.print(report.description(benchmark), markup=False)
         console.print()
         report.print_tables(console, made)

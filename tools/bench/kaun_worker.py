@@ -11,7 +11,7 @@ from kaun import nx
 from kaun.compiler.ir import Node, ops
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.schedule.fusion import ScheduledKernel
-from kaun.execution import CompiledGraph
+from kaun.execution import CompiledGraph, Storage
 from kaun.runtime import target as targets
 from kaun.runtime.cache import default_cache
 from kaun.runtime.profile import time_calls
@@ -123,11 +123,12 @@ def interpreted_losses(step: Step, count: int) -> list[float]:
     """The losses of the first steps by the NumPy interpreter, which shares nothing with the compiled code."""
     special, arguments = step.traced()
     *changing, rng, _, _ = [leaf.numpy() for leaf in kn.ptree.leaves(arguments)]
+    captured = [storage.array for storage in special.captured]
     losses = []
     for number in range(count):
         batch = [tensor.numpy() for tensor in step.batches[number % len(step.batches)]]
         # The results are the loss and then, in the order of the arguments, what a step changes.
-        loss, *changing = evaluate(special.graph, [*changing, rng, *batch, *special.captured])
+        loss, *changing = evaluate(special.graph, [*changing, rng, *batch, *captured])
         losses.append(float(loss))
     return losses
 
@@ -144,9 +145,9 @@ class KernelTime:
     chunks: int
 
 
-def kernel_times(compiled: CompiledGraph, inputs: list[Any], seconds: float) -> list[KernelTime]:
+def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float) -> list[KernelTime]:
     """Every kernel call of a program in order, run alone on the program's own buffers."""
-    times = time_calls(compiled.executable, [array.ctypes.data for array in inputs], seconds=seconds)
+    times = time_calls(compiled.executable, [storage.address for storage in inputs], seconds=seconds)
     kernels = zip(compiled.compilation.kernels, compiled.compilation.program.calls, times, strict=True)
     return [
         KernelTime(
@@ -162,17 +163,16 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Any], seconds: float) -> 
 
 
 def _what(scheduled: ScheduledKernel) -> str:
-    """The kernel in a few words: its contraction or reductions, the number of other operations, what it stores."""
+    """The kernel in a few words: its contractions or reductions, the number of other operations, what it stores."""
     computing = [node for node in scheduled.nodes if node.op.kind not in ("leaf", "movement")]
     contractions = [node for node in computing if node.op is ops.dot_general]
     heavy = contractions or [node for node in computing if node.op.kind in ("reduce", "index")]
     names = [_contraction(node) if node.op is ops.dot_general else node.op.name for node in heavy]
     rest = len(computing) - len(heavy)
-    if rest:
-        names.append(f"{rest} elementwise")
+    words = [*dict.fromkeys(names), *([f"{'+' if names else ''}{rest} elementwise"] if rest else [])]
     largest = max(scheduled.outputs, key=lambda node: node.size)
-    extent = "x".join(map(str, largest.shape)) or "scalar"
-    return f"{' + '.join(dict.fromkeys(names)) or 'copy'} > {len(scheduled.outputs)} of {extent}"
+    stored = "" if contractions else f" to {'x'.join(map(str, largest.shape)) or 'a scalar'}"
+    return f"{' '.join(words) or 'copy'}{stored}"
 
 
 def _contraction(node: Node) -> str:
@@ -181,16 +181,16 @@ def _contraction(node: Node) -> str:
 
 
 def _where(scheduled: ScheduledKernel) -> str:
-    """The layers and the phases of the step that the kernel serves."""
+    """The layers that the kernel computes something of, and the phases of the step that it stores results of."""
     paths = sorted({node.source.path for node in scheduled.nodes if node.source.path})
-    phases = dict.fromkeys(node.source.phase for node in scheduled.nodes)
-    return f"{','.join(paths) or '-'} {'+'.join(phase[:3] for phase in phases)}"
+    phases = dict.fromkeys(node.source.phase for node in scheduled.outputs)
+    return " ".join([",".join(paths) or "-", *phases])
 
 
 def _profile(system: Any, request: dict[str, Any]) -> Any:
     special, arguments = system.traced()
-    arrays = [np.ascontiguousarray(leaf.numpy()) for leaf in kn.ptree.leaves(arguments)]
-    times = kernel_times(special.compiled, [*arrays, *special.captured], request["seconds"])
+    inputs = [Storage.of(leaf.numpy()) for leaf in kn.ptree.leaves(arguments)]
+    times = kernel_times(special.compiled, [*inputs, *special.captured], request["seconds"])
     return {
         "kernels": [dataclasses.asdict(kernel) for kernel in times],
         "arena_bytes": special.compiled.compilation.program.arena_bytes,

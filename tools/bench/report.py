@@ -134,7 +134,7 @@ def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
             continue
         rows.append((str(number), *_kernel_cells(kernel, total, peaks)))
     if small:
-        shares = (duration(sum(small)), f"{sum(small) / total:.0%}", "", "", "", "", "")
+        shares = (duration(sum(small)), f"{sum(small) / total:.0%}", "", "", "")
         rows.append(("", f"{len(small)} smaller kernels", "", *shares))
     step = _shown(result.timings["kaun"], least)
     note = (
@@ -142,7 +142,7 @@ def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
         f"{duration(step)}. Arena {result.arena_bytes:,} bytes. `of limit`: the time that the measured peaks allow for "
         "the kernel's operations and bytes (each buffer once), over the time it takes."
     )
-    columns = ("", "kernel", "layers", "time", "share", "GFLOP/s", "of peak", "GB/s", "of copy", "of limit")
+    columns = ("", "kernel", "layers", "time", "share", "GFLOP/s", "GB/s", "of limit")
     return Table(f"Kernels of {result.title}", columns, rows, note, (0, 1, 2))
 
 
@@ -153,8 +153,7 @@ def _kernel_cells(kernel: dict[str, Any], total: float, peaks: dict[str, Any]) -
     limit = max(flops / peaks["flops"], traffic / bandwidth)
     return (
         kernel["what"], kernel["where"], duration(seconds), f"{seconds / total:.0%}",
-        f"{flops / 1e9:.1f}", f"{flops / peaks['flops']:.0%}",
-        f"{traffic / 1e9:.1f}", f"{traffic / bandwidth:.0%}", f"{limit:.0%}",
+        f"{flops / 1e9:.1f}", f"{traffic / 1e9:.1f}", f"{limit:.0%}",
     )  # fmt: skip
 
 
@@ -182,7 +181,8 @@ def print_tables(console: Console, made: Sequence[Table]) -> None:
     for table in made:
         rich = RichTable(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
         for index, column in enumerate(table.columns):
-            rich.add_column(escape(column), justify="left" if index in table.text_columns else "right")
+            text = index in table.text_columns
+            rich.add_column(escape(column), justify="left" if text else "right", no_wrap=not text)
         for row in table.rows:
             rich.add_row(*map(escape, row))
         console.print(rich)
