@@ -1,11 +1,11 @@
 """The pipeline: every stage from a traced graph to a program, in order. The page to read first.
 
-    traced        the graph as the user's function built it, gradients included   compiler/ir, compiler/autodiff
-    simplified    after the graph passes                                          compiler/passes
-    fused         which nodes share a kernel                                      compiler/schedule/fusion.py
-    scheduled     each kernel as loop IR, launches, memory plan                   compiler/schedule, compiler/program.py
-    llvm          each kernel as LLVM IR                                          compiler/codegen
-    assembly      made by the runtime, which owns LLVM                            runtime/engine.py
+traced        the graph as the user's function built it, gradients included   compiler/ir, compiler/autodiff
+simplified    after the graph passes                                          compiler/passes
+fused         which nodes share a kernel                                      compiler/schedule/fusion.py
+scheduled     each kernel as loop IR, launches, memory plan                   compiler/schedule, compiler/program.py
+llvm          each kernel as LLVM IR                                          compiler/codegen
+assembly      made by the runtime, which owns LLVM                            runtime/engine.py
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ class Compilation:
             paths = sorted({n.source.path for n in scheduled.nodes if n.source.path})
             lines.append(f"kernel {number}: stores {stored}")
             lines.append(f"    computes {inside}")
-            lines.append(f"    chunks {how.chunks}, scratch {how.scratch_bytes} bytes, layers {', '.join(paths) or '-'}")
+            lines.append(
+                f"    chunks {how.chunks}, scratch {how.scratch_bytes} bytes, layers {', '.join(paths) or '-'}"
+            )
         return "\n".join(lines) + "\n"
 
 

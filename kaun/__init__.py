@@ -23,6 +23,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "bfloat16", "bool_", "checkpoint", "context", "data", "datasets", "float16", "float32", "float64", "fn", "grad",
-    "gradcheck", "hf", "init", "int8", "int16", "int32", "int64", "jit", "layer", "loss", "metric", "nx", "optim", "ptree",
-    "stop_gradient", "train", "uint8", "uint16", "uint32", "uint64", "value_and_grad", "vjp",
+    "gradcheck", "hf", "init", "int8", "int16", "int32", "int64", "jit", "layer", "loss", "metric", "nx", "optim",
+    "ptree", "stop_gradient", "train", "uint8", "uint16", "uint32", "uint64", "value_and_grad", "vjp",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -19,8 +19,17 @@ from kaun import nx, ptree
 from kaun.compiler.ir import dtypes
 from kaun.compiler.ir.dtypes import DType
 from kaun.ptree import Tree
+from kaun.torch_names import from_torch, to_torch
+
+if TYPE_CHECKING:
+    from kaun.train import State
+
+__all__ = ["from_torch", "load", "load_state", "save", "save_state", "to_torch"]
 
 Path = str | os.PathLike[str]
+
+# What the header of a file that holds a training state says.
+_KIND, _STATE = "kaun.kind", "training state"
 
 # The names of dtypes in the file format.
 _FILE_DTYPES: dict[str, DType] = {
@@ -85,19 +94,45 @@ def load(path: Path, *, like: Tree) -> Tree:
     ValueError that names the key if one is missing or has another shape, and for a file that is no safetensors file or
     is cut short; OSError (FileNotFoundError, PermissionError) if it cannot be read.
     """
-    name = os.fspath(path)
+    return _load("load", os.fspath(path), like)
+
+
+def _load(function: str, name: str, like: Tree) -> Tree:
     template = ptree.flatten_with_paths(like)
-    with _opened(name) as file:
+    with _opened(function, name) as file:
         keys = set(file.keys())
         missing = [key for key, _ in template if key not in keys]
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"checkpoint.load: {name} has no `{missing[0]}`{others}; it has {_some(keys)}")
-        leaves = [_read(name, file, key, leaf) for key, leaf in template]
+            raise ValueError(f"checkpoint.{function}: {name} has no `{missing[0]}`{others}; it has {_some(keys)}")
+        leaves = [_read(function, name, file, key, leaf) for key, leaf in template]
     return ptree.structure(like)(leaves)
 
 
-def _opened(name: str) -> Any:
+def save_state(path: Path, st: State) -> None:
+    """Write a whole training state: parameters, layer state, optimizer state, steps made and random key.
+
+    A run continued from the file gives the same bits as one that was never interrupted, given the same data. Keys are
+    the paths of `State.to_tree()`: `params.0.weight`, `optimizer.0.mu.0.weight`, `step`. Atomic, as `save` is, and the
+    same errors.
+    """
+    save(path, st.to_tree(), metadata={_KIND: _STATE, "dtype": st.vars.dtype.name})
+
+
+def load_state(path: Path, *, like: State) -> State:
+    """The training state in the file, for the trainer that `like` comes from (`train.init` makes one).
+
+    ValueError for a file that `save_state` did not write, and as in `load` for keys and shapes that do not fit the
+    model and the optimizer; values keep the dtypes of `like`.
+    """
+    name = os.fspath(path)
+    with _opened("load_state", name) as file:
+        if (file.metadata() or {}).get(_KIND) != _STATE:
+            raise ValueError(f"checkpoint.load_state: {name} holds no training state; load parameters with load")
+    return like.with_tree(_load("load_state", name, like.to_tree()))
+
+
+def _opened(function: str, name: str) -> Any:
     # The library reports a missing or unreadable file in ways that differ between its versions; opening it first
     # raises Python's own error.
     with open(name, "rb"):
@@ -105,18 +140,18 @@ def _opened(name: str) -> Any:
     try:
         return safetensors.safe_open(name, framework="numpy")
     except safetensors.SafetensorError as error:
-        raise ValueError(f"checkpoint.load: {name} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"checkpoint.{function}: {name} is not a whole safetensors file: {error}") from error
 
 
-def _read(name: str, file: Any, key: str, like: Any) -> nx.Tensor:
+def _read(function: str, name: str, file: Any, key: str, like: Any) -> nx.Tensor:
     stored = file.get_slice(key)
     shape, dtype = tuple(stored.get_shape()), _FILE_DTYPES.get(stored.get_dtype())
     if shape != tuple(like.shape):
         raise ValueError(
-            f"checkpoint.load: `{key}` in {name} has shape {list(shape)}, expected {list(like.shape)}"
+            f"checkpoint.{function}: `{key}` in {name} has shape {list(shape)}, expected {list(like.shape)}"
         )
     if dtype is None:
-        raise ValueError(f"checkpoint.load: `{key}` in {name} has the unsupported dtype {stored.get_dtype()}")
+        raise ValueError(f"checkpoint.{function}: `{key}` in {name} has the unsupported dtype {stored.get_dtype()}")
     tensor = nx.asarray(file.get_tensor(key))
     wanted = dtypes.of(like.dtype)
     return tensor if tensor.dtype is wanted else nx.astype(tensor, wanted)

@@ -169,4 +169,3 @@ def array(node: Node) -> Array:
     realize([node])
     storage: Storage = node.value
     return storage.array
-

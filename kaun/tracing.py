@@ -141,5 +141,3 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     call.compiled = compiled  # type: ignore[attr-defined]
     call.function = function  # type: ignore[attr-defined]
     return call
-
-

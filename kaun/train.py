@@ -330,11 +330,12 @@ def _not_finite(
     broken = [path for path, flag in zip(paths, flags, strict=True) if not flag]
     # The model's input, converted to its dtype, is handed to the first layer by no layer.
     layer = next((path for path in broken if path), "" if broken else None)
-    where = (
-        "the outputs of all layers are finite, so the loss function made it"
-        if layer is None
-        else f"the first layer with an output that is not finite is `{layer}`" if layer else "the model's output is not finite"
-    )
+    if layer is None:
+        where = "the outputs of all layers are finite, so the loss function made it"
+    elif layer:
+        where = f"the first layer with an output that is not finite is `{layer}`"
+    else:
+        where = "the model's output is not finite"
     sources = (("the input", inputs), ("the targets", (_as_input(targets), captured.tensors)), ("the context", context))
     causes = [f"{name} held NaN or infinity" for name, tree in sources if broken_leaves(tree)]
     causes += [f"the parameter `{path}` held NaN or infinity" for path in broken_leaves(st.vars.params)]

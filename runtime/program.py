@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import threading
 from collections.abc import Callable, Sequence
 
 from kaun.compiler.program import Program
@@ -33,30 +32,18 @@ class Executable:
         self._entry = _ENTRY(entry_address)
         self._arguments_type = ctypes.c_void_p * max(1, len(program.inputs) + len(program.outputs))
         self._output_bytes = [array.nbytes for array in program.outputs]
-        self._workspaces: list[Buffer] = []
-        self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[int]) -> list[Buffer]:
-        """Run on the inputs at these addresses (C order, of the program's types); the computed outputs, new each time."""
+        """The computed outputs, new each time, for inputs at these addresses (C order, of the program's types)."""
         outputs = [Buffer(size) for size in self._output_bytes]
         if not self.program.calls:
             return outputs
         arguments = self._arguments_type(*inputs, *(buffer.address for buffer in outputs))
         pool = threads.pool()
-        workspace = self._take_workspace(pool.threads)
+        # Freed when this call returns, and found again by the next: the allocator keeps it at hand.
+        workspace = Buffer(self.program.arena_bytes + pool.threads * self.program.scratch_bytes)
         self._entry(ctypes.addressof(arguments), self._table_address, pool.address, workspace.address)
-        self._workspaces.append(workspace)
         return outputs
-
-    def _take_workspace(self, workers: int) -> Buffer:
-        """A workspace nobody else is using: kept between runs, one for each thread that runs at the same time."""
-        needed = self.program.arena_bytes + workers * self.program.scratch_bytes
-        with self._lock:
-            while self._workspaces:
-                workspace = self._workspaces.pop()
-                if workspace.nbytes >= needed:
-                    return workspace
-        return Buffer(max(1, needed))
 
 
 def _symbol(text: str) -> str:

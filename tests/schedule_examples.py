@@ -1,4 +1,4 @@
-"""Graphs that tests of the scheduler share: traced functions and training steps, and kernels run one by one in NumPy."""
+"""What tests of the scheduler share: traced functions and training steps, and kernels run one by one in NumPy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kaun.compiler.schedule.collapse import collapse
 from kaun.compiler.schedule.fusion import ScheduledKernel
 from kaun.compiler.schedule.loop_ir import Kernel, LoopKernel
 from kaun.compiler.schedule.run import run_kernel
-from kaun.optim.apply import host_rates, traced_step
 
 from kaun import execution, layer, loss, nx, optim, ptree, value_and_grad
+from kaun.optim.apply import host_rates, traced_step
 
 # What is scheduled does not depend on the machine.
 TARGET = VectorTarget(

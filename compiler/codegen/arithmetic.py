@@ -182,9 +182,9 @@ class Arithmetic:
             compare = b.icmp_signed if signed else b.icmp_unsigned
             return b.select(compare(sign, *arguments), *arguments)
         if name in ("div", "rem"):
-            return self._divide(name, *arguments, signed)
+            return self._divide(name, arguments[0], arguments[1], signed)
         if name in ("shift_left", "shift_right"):
-            return self._shift(name, *arguments, signed, dtype.bits)
+            return self._shift(name, arguments[0], arguments[1], signed, dtype.bits)
         if name == "neg":
             return b.neg(first)
         if name == "not":
@@ -295,9 +295,7 @@ class Arithmetic:
         single = widened(FLOAT, lanes)
         nearest = b.fptrunc(x, single)
         back = b.fpext(nearest, x.type)
-        magnitude = [
-            intrinsic(b, f"llvm.fabs.{suffix(v.type)}", v.type, [v]) for v in (back, x)
-        ]
+        magnitude = [intrinsic(b, f"llvm.fabs.{suffix(v.type)}", v.type, [v]) for v in (back, x)]
         bits = b.bitcast(nearest, widened(I32, lanes))
         too_big = b.zext(b.fcmp_ordered(">", *magnitude), bits.type)
         inexact = b.zext(b.fcmp_ordered("!=", back, x), bits.type)
@@ -375,4 +373,3 @@ _FLOAT_INTRINSICS = {
     "abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven", "sqrt": "sqrt",
 }  # fmt: skip
 _INTEGER_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and": "and_", "or": "or_", "xor": "xor"}
-

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -260,7 +261,8 @@ class Emitter:
         if found is not None:
             return found
         depth = self.scopes.index(home)
-        own, outside = [], []
+        own: list[tuple[indexing.Atom, int]] = []
+        outside: list[tuple[indexing.Atom, int]] = []
         for term in index.terms:
             inner = self.scopes.index(self._home(term[0].variables)) >= depth
             (own if inner else outside).append(term)
@@ -320,14 +322,13 @@ class Emitter:
         if not (-(2**30) < low and high < 2**30):
             return False
         return all(
-            self._fits_32_bits(atom.index)
-            for atom, _ in index.terms
-            if isinstance(atom, (FloorDivision, Remainder))
+            self._fits_32_bits(atom.index) for atom, _ in index.terms if isinstance(atom, (FloorDivision, Remainder))
         )
 
     def _vector_index(self, index: Index, scalar: ir.Type) -> ir.Value:
         assert self.lanes is not None
-        return self._remembered(("lanes", index, scalar), index.variables, lambda: self._new_vector_index(index, scalar))
+        key = ("lanes", index, scalar)
+        return self._remembered(key, index.variables, lambda: self._new_vector_index(index, scalar))
 
     def _new_vector_index(self, index: Index, scalar: ir.Type) -> ir.Value:
         assert self.lanes is not None
@@ -336,7 +337,8 @@ class Emitter:
         if offsets is not None:
             base = self.index(index)
             base = splat(self.builder, self.builder.trunc(base, scalar) if scalar != I64 else base, count)
-            return self.builder.add(base, ir.Constant(ir.VectorType(scalar, count), list(offsets))) if any(offsets) else base
+            lanes = ir.Constant(ir.VectorType(scalar, count), list(offsets))
+            return self.builder.add(base, lanes) if any(offsets) else base
         total: ir.Value = constant(scalar, index.constant, count)
         for atom, coefficient in index.terms:
             part = self._vector_atom(atom, scalar)
@@ -384,7 +386,7 @@ class Emitter:
         result: ir.Value | None = None
         for condition in conditions:
             key = ("condition", condition.index, condition.low, condition.high)
-            value = self._remembered(key, condition.index.variables, lambda c=condition: self.condition(c))
+            value = self._remembered(key, condition.index.variables, partial(self.condition, condition))
             if result is None:
                 result = value
             elif lanes_of(result) or lanes_of(value):
@@ -611,7 +613,7 @@ class Emitter:
         intrinsic(self.builder, f"llvm.masked.scatter.{suffix(kind)}.v{count}p0", ir.VoidType(), arguments)
 
     def _shuffled_store(self, store: Store, raw: ir.Value, mask: ir.Value | None, align: int) -> bool:
-        """Lanes at known, different distances: shuffled into a stretch that is stored with a mask. Whether it applied."""
+        """Store lanes at known, different distances as one masked stretch of memory; False if that does not apply."""
         assert self.lanes is not None
         count = self.lanes.count
         offsets = lane_offsets(store.index, self.lanes.loop)

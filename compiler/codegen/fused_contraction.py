@@ -77,10 +77,9 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
     signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
     function = ir.Function(module, signature, name)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    operands = _Callbacks(kernel, contraction, blocking, target, builder, load_pointers(builder, function.args[0], kernel.buffers))
-    template.emit(
-        function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish
-    )
+    pointers = load_pointers(builder, function.args[0], kernel.buffers)
+    operands = _Callbacks(kernel, contraction, blocking, target, builder, pointers)
+    template.emit(function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish)
     builder.ret_void()
     return blocking
 
@@ -130,11 +129,14 @@ class _Callbacks:
         buffer, start = plain.load.buffer, plain.load.index.constant
 
         def pointer(builder: ir.IRBuilder, batch: ir.Value) -> ir.Value:
-            return offset(builder, self.pointers[buffer], memory_type(buffer.dtype), (batch, plain.steps[0]), (start, 1))
+            element = memory_type(buffer.dtype)
+            return offset(builder, self.pointers[buffer], element, (batch, plain.steps[0]), (start, 1))
 
         return Memory(pointer)
 
-    def finish(self, builder: ir.IRBuilder, batch: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int) -> None:
+    def finish(
+        self, builder: ir.IRBuilder, batch: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
+    ) -> None:
         """Evaluate the stores on one vector of finished sums."""
         kernel, count = self.kernel, self.blocking.lanes
         emitter = self._emitter(builder, self.known)

@@ -30,7 +30,9 @@ from .vector_target import VectorTarget
 
 # Rough costs in nanoseconds: of one simple operation on one vector or scalar, and of a mathematical function.
 _SIMPLE, _FUNCTION = 0.3, 4.0
-_FUNCTIONS = frozenset({"exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "atan", "pow", "div", "rem", "random_bits"})
+_FUNCTIONS = frozenset(
+    {"exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "atan", "pow", "div", "rem", "random_bits"}
+)
 # A chunk should be worth waking a thread for; more chunks than this balance nothing.
 _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
 
@@ -242,7 +244,12 @@ class _Function:
             self.emitter.reduced[accumulator.reduction] = accumulator.finish(values, inner)
 
     def _loops(
-        self, each: Pass, variables: list[Variable], carried: list[ir.Value], accumulators: list[_Accumulator], inner: bool
+        self,
+        each: Pass,
+        variables: list[Variable],
+        carried: list[ir.Value],
+        accumulators: list[_Accumulator],
+        inner: bool,
     ) -> list[ir.Value]:
         if not variables:
             return self._body(each, carried, accumulators)

@@ -18,7 +18,7 @@ from .emitter import Emitter, Lanes
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a panel: its loop variable from `start` on, `count` elements, `step` elements apart in the panel.
+    """One direction of a panel: its loop variable from `start` on, `count` elements, `step` apart in it.
 
     `aligned`: start is a multiple of the number of lanes.
     """

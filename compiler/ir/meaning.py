@@ -174,9 +174,7 @@ def random_bits(key: Array, counter: Array, *, shape: tuple[int, ...]) -> Array:
 
 
 def pad(x: Array, *, low: Any, high: Any, interior: Any, value: float) -> Array:
-    shape = tuple(
-        a + n + max(0, n - 1) * i + b for a, b, i, n in zip(low, high, interior, x.shape, strict=True)
-    )
+    shape = tuple(a + n + max(0, n - 1) * i + b for a, b, i, n in zip(low, high, interior, x.shape, strict=True))
     result = np.full(shape, value, dtype=x.dtype)
     if x.size:
         inner = tuple(
@@ -214,7 +212,9 @@ def scatter_add(indices: Array, updates: Array, *, size: int) -> Array:
         return result.astype(updates.dtype)
 
 
-def dot_general(lhs: Array, rhs: Array, *, lhs_batch: Any, rhs_batch: Any, lhs_contract: Any, rhs_contract: Any) -> Array:
+def dot_general(
+    lhs: Array, rhs: Array, *, lhs_batch: Any, rhs_batch: Any, lhs_contract: Any, rhs_contract: Any
+) -> Array:
     def labels(rank: int, batch: Any, contract: Any, free: Any) -> list[int]:
         names = dict(zip(batch, range(len(batch)), strict=True))
         names.update(zip(contract, itertools.count(100), strict=False))
@@ -249,7 +249,11 @@ def conv_general(
     weights = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
     kernel = tuple(range(1, 2 + spatial))
     result = dot_general(
-        weights, windows, lhs_batch=(0,), rhs_batch=(1,),
-        lhs_contract=tuple(a + 1 for a in kernel), rhs_contract=(2, *range(3 + spatial, 3 + 2 * spatial)),
+        weights,
+        windows,
+        lhs_batch=(0,),
+        rhs_batch=(1,),
+        lhs_contract=tuple(a + 1 for a in kernel),
+        rhs_contract=(2, *range(3 + spatial, 3 + 2 * spatial)),
     )  # fmt: skip  (groups, O/groups, N, *places)
     return np.ascontiguousarray(np.moveaxis(result, 2, 0)).reshape(n, w.shape[0], *places)

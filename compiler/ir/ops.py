@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from . import meaning, rules
-from .graph import TABLE, Node, Op
+from .graph import TABLE as TABLE
+from .graph import Node, Op
 
 
 def _declare(
@@ -93,7 +94,7 @@ lt = _comparison("lt", np.less)
 le = _comparison("le", np.less_equal)
 
 where = _declare(
-    "where", "select", 3, rules.select, lambda c, a, b: np.where(c, a, b).astype(a.dtype, copy=False), flops=1
+    "where", "select", 3, rules.select, lambda c, a, b: np.asarray(np.where(c, a, b), dtype=a.dtype), flops=1
 )
 cast = _declare("cast", "convert", 1, rules.cast, meaning.cast, ("dtype",))
 bitcast = _declare("bitcast", "convert", 1, rules.bitcast, meaning.bitcast, ("dtype",))
@@ -125,19 +126,16 @@ slice_ = _declare(
 )  # fmt: skip
 flip = _declare("flip", "movement", 1, rules.flip, lambda x, *, axes: np.flip(x, axes), ("axes",))
 pad = _declare("pad", "movement", 1, rules.pad, meaning.pad, ("low", "high", "interior", "value"))
-concat = _declare(
-    "concat", "movement", None, rules.concat, lambda *xs, axis: np.concatenate(xs, axis=axis), ("axis",)
-)
+concat = _declare("concat", "movement", None, rules.concat, lambda *xs, axis: np.concatenate(xs, axis=axis), ("axis",))
 # Sliding windows: each axis gets as many places as fit; the positions inside the window become new last axes.
-window = _declare(
-    "window", "movement", 1, rules.window, meaning.window, ("axes", "sizes", "strides", "dilations")
-)
+window = _declare("window", "movement", 1, rules.window, meaning.window, ("axes", "sizes", "strides", "dilations"))
 
 # Indexing along the first axis. Out-of-range indices are clamped when read and dropped when written.
 gather = _declare("gather", "index", 2, rules.gather, meaning.gather)
 scatter_add = _declare(
     "scatter_add", "index", 2, rules.scatter_add, meaning.scatter_add, ("size",), lambda n: n.inputs[1].size
 )
+
 
 # Contractions. The result's axes are batch, then the free axes of the left, then of the right.
 def _dot_flops(node: Node) -> int:

@@ -186,9 +186,7 @@ def pad(inputs: Inputs, attributes: Attributes) -> Inferred:
         raise ValueError(f"pad: low {low}, high {high}, interior {interior} do not match {_describe(inputs)}")
     if min((*low, *high, *interior), default=0) < 0:
         raise ValueError(f"pad: low {low}, high {high}, interior {interior} must not be negative")
-    padded = (
-        a + n + max(0, n - 1) * i + b for a, b, i, n in zip(low, high, interior, shape, strict=True)
-    )
+    padded = (a + n + max(0, n - 1) * i + b for a, b, i, n in zip(low, high, interior, shape, strict=True))
     return inputs[0].dtype, check_shape("pad", tuple(padded))
 
 
@@ -284,5 +282,3 @@ def conv_general(inputs: Inputs, attributes: Attributes) -> Inferred:
         padded = low + high + (0 if n == 0 else (n - 1) * ld + 1)
         extents.append(max(0, (padded - (k - 1) * rd - 1) // s + 1) if k else 0)
     return x.dtype, check_shape("conv_general", (x.shape[0], w.shape[0], *extents))
-
-

@@ -79,9 +79,7 @@ def key(graph: Graph) -> str:
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _TYPE = r"(\w+)\[([\d, ]*)\]"
-_NODE = re.compile(
-    rf"^%(\d+) = (\w+)\((.*)\) : {_TYPE}(?:  @ ({_STRING}):(\d+) ({_STRING}) (\w+))?$"
-)
+_NODE = re.compile(rf"^%(\d+) = (\w+)\((.*)\) : {_TYPE}(?:  @ ({_STRING}):(\d+) ({_STRING}) (\w+))?$")
 _INPUT = re.compile(rf"%(\d+): {_TYPE}(?: ({_STRING}))?")
 
 
@@ -127,10 +125,10 @@ def parse_graph(text: str) -> Graph:
         if line.startswith("return"):
             outputs = tuple(nodes[part.strip()[1:]] for part in line[len("return") :].split(",") if part.strip())
             continue
-        match = _NODE.match(line)
-        if match is None:
+        definition = _NODE.match(line)
+        if definition is None:
             raise ValueError(f"text.parse_graph: cannot parse line {line!r}")
-        nodes[match.group(1)] = _parse_node(line, match, nodes)
+        nodes[definition.group(1)] = _parse_node(line, definition, nodes)
     if outputs is None:
         raise ValueError("text.parse_graph: no return line")
     return Graph(tuple(inputs), outputs, tuple(names) if any(names) else ())

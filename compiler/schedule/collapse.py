@@ -83,9 +83,7 @@ def _together(index: Index, outer: Variable, inner: Variable) -> bool:
     if coefficients.get(outer, 0) != coefficients.get(inner, 0) * inner.extent:
         return False
     return all(
-        _together(atom.index, outer, inner)
-        for atom, _ in index.terms
-        if not isinstance(atom, (Variable, FromData))
+        _together(atom.index, outer, inner) for atom, _ in index.terms if not isinstance(atom, (Variable, FromData))
     )
 
 

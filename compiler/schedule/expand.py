@@ -189,7 +189,8 @@ class Expander:
             moved = tuple(ZERO if n == 1 else i for i, n in zip(indices, child.shape, strict=True))
         elif op is ops.slice_:
             moved = tuple(
-                i * step + start for i, start, step in zip(indices, attributes["starts"], attributes["steps"], strict=True)
+                i * step + start
+                for i, start, step in zip(indices, attributes["starts"], attributes["steps"], strict=True)
             )
         elif op is ops.flip:
             moved = tuple(
@@ -220,7 +221,9 @@ class Expander:
             else:
                 conditions.append(Condition(shifted, 0, extent))
             moved.append(shifted)
-        return self._guarded(child, tuple(moved), conditions, guard, Literal(node.dtype.compute, node.attributes["value"]))
+        return self._guarded(
+            child, tuple(moved), conditions, guard, Literal(node.dtype.compute, node.attributes["value"])
+        )
 
     def _concat(self, node: Node, indices: Indices, guard: Guard) -> Value:
         axis = node.attributes["axis"]
@@ -254,5 +257,3 @@ class Expander:
         if not needed or outside is None:
             return inside
         return Guarded(child.dtype.compute, needed, inside, outside)
-
-

@@ -64,7 +64,7 @@ class Remainder:
 
 @dataclass(frozen=True)
 class FromData:
-    """An index read from data: an integer `value` (of the loop IR) clamped to [0, extent). Equal if of the same value."""
+    """An index read from data: an integer `value` (of the loop IR) clamped to [0, extent); equal for the same value."""
 
     value: Any
     extent: int
@@ -221,8 +221,8 @@ def _floor_divide(index: Index, divisor: int) -> Index:
             return quotient + _floor_divide(of(atom), divisor // c)
     common = _common_factor(rest, divisor)
     if common is not None:
-        high, _, factor = common
-        return quotient + _floor_divide(high, divisor // factor)
+        high_part, _, factor = common
+        return quotient + _floor_divide(high_part, divisor // factor)
     return quotient + of(FloorDivision(rest, divisor))
 
 

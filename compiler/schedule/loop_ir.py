@@ -273,11 +273,15 @@ class Substitution:
         if isinstance(value, Load):
             return Load(value.dtype, value.buffer, self.index(value.index), self.guard(value.guard))
         if isinstance(value, Guarded):
-            return Guarded(value.dtype, self.guard(value.conditions), self.value(value.inside), self.value(value.outside))
+            return Guarded(
+                value.dtype, self.guard(value.conditions), self.value(value.inside), self.value(value.outside)
+            )
         if isinstance(value, Apply):
             return Apply(value.dtype, value.name, tuple(map(self.value, value.arguments)), value.argument_dtype)
         if isinstance(value, Reduced):
-            return Reduced(value.dtype, self.reductions.get(value.reduction, value.reduction), self._variables(value.outer))
+            return Reduced(
+                value.dtype, self.reductions.get(value.reduction, value.reduction), self._variables(value.outer)
+            )
         if isinstance(value, Accumulator):
             return Accumulator(value.dtype, self._variables(value.at))
         return value

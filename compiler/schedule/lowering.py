@@ -147,9 +147,7 @@ class _Loops:
         self.outer_extents = nontrivial(first.shape)
         self.outer = tuple(Variable(f"o{i}", n) for i, n in enumerate(self.outer_extents))
         self.places: dict[Node, Indices] = {}
-        self.expander = Expander(
-            has_memory, frozenset(members), on_reduction=self._check_reduction, outer=self.outer
-        )
+        self.expander = Expander(has_memory, frozenset(members), on_reduction=self._check_reduction, outer=self.outer)
 
     def _check_reduction(self, node: Node, indices: Indices) -> None:
         if self.places[node] != indices:
@@ -344,7 +342,12 @@ class _Contract:
     """
 
     def __init__(
-        self, node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], lanes: int
+        self,
+        node: Node,
+        members: Sequence[Node],
+        outputs: Sequence[Node],
+        has_memory: Callable[[Node], bool],
+        lanes: int,
     ):
         self.node, self.members, self.outputs = node, members, outputs
         self.has_memory, self.lanes = has_memory, lanes
@@ -462,5 +465,3 @@ def _epilogue_place(
     demand = probe.anchor_demands[0]
     solution = _solve(list(zip(demand, own, strict=True)), variables)
     return _place_from(variables, output, solution)
-
-

@@ -28,6 +28,7 @@ from .loop_ir import (
     Store,
     Value,
 )
+from .text import stores_of
 
 _BUFFER = re.compile(r"%(\d+): (\w+)\[(\d+)\] (in|out)")
 _LOOP = re.compile(r"(\w+) < (\d+)")
@@ -104,8 +105,7 @@ class _Parser:
         self.closing()
         if self.at != len(self.lines):
             raise self.error("expected nothing more")
-        stores = result.stores if isinstance(result, ContractionKernel) else [s for p in result.passes for s in p.stores]
-        written = {store.buffer for store in stores}
+        written = {store.buffer for store in stores_of(result)}
         for buffer, role in zip(self.buffers, roles, strict=True):
             if (role == "out") != (buffer in written):
                 self.at = 0
@@ -264,7 +264,7 @@ class _Parser:
 
 
 class _IndexParser:
-    """index: term + term ...; term: integer, or atom, or integer*atom; atom: name, [value < n], ((index) // n), ((index) % n)."""
+    """A sum of terms: an integer, an atom, or integer*atom; an atom: name, [value < n], ((sum) // n) or ((sum) % n)."""
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ def grid(used: Sequence[Base]) -> Callable[[Base], Any]:
 
 
 def values(index: Index, guard: Guard, over: Sequence[Variable]) -> Any:
-    """The values of the index where the guard holds, for every value of the variables; None if they cannot be listed."""
+    """The index where the guard holds, at all values of the variables; None if it depends on more or they are many."""
     if not set(bases([index, *(c.index for c in guard)])) <= set(over) or math.prod(v.extent for v in over) > LIMIT:
         return None
     found, holds = _tabulate(index, guard, over)

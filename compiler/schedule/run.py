@@ -1,4 +1,4 @@
-"""Runs one kernel in NumPy: what the loop IR means, and the oracle that tells scheduling bugs from code generation bugs.
+"""Runs one kernel in NumPy: what the loop IR means, and how scheduling bugs are told from code generation bugs.
 
 Every value is an array with one axis for each loop around it, of extent 1 where it does not depend on the loop. Narrow
 floats are float32 between loads and stores, as in compiled code. A load outside its guard gives an implausible number,
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import dtypes, meaning, ops
+from ..ir import dtypes, meaning
 from ..ir.dtypes import DType
+from ..ir.graph import TABLE
 from ..ir.meaning import Array
 from . import index as indexing
 from .index import FromData, Index, Variable
@@ -139,7 +140,7 @@ class _Nest:
         attributes = {"dtype": value.dtype} if value.name in ("cast", "bitcast") else {}
         if value.name == "bitcast":
             arguments = [arguments[0].astype(value.argument_dtype.numpy)]
-        result = np.asarray(ops.TABLE[value.name].meaning(*arguments, **attributes))
+        result = np.asarray(TABLE[value.name].meaning(*arguments, **attributes))
         return result.astype(value.dtype.compute.numpy, copy=False)
 
     # Indices and memory
@@ -197,7 +198,7 @@ class _Nest:
         value = self.everywhere(reduction.value)
         axes = tuple(range(len(self.shape) - inner, len(self.shape)))
         if reduction.position is None:
-            result = ops.TABLE[reduction.combine].meaning(value, axes=axes)
+            result = TABLE[reduction.combine].meaning(value, axes=axes)
             return np.asarray(result).astype(reduction.dtype.numpy, copy=False)
         best = (meaning.reduce_max if reduction.combine == "argmax" else meaning.reduce_min)(value, axes=axes)
         best = np.expand_dims(best, axes)

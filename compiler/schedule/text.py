@@ -17,8 +17,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ..ir.text import format_value
 from .index import format_index
 from .loop_ir import (
@@ -55,7 +53,7 @@ class _Printer:
         self.lines.append(self.indent + text)
 
     def kernel(self, kernel: Kernel) -> str:
-        written = {s.buffer for s in _stores(kernel)}
+        written = {s.buffer for s in stores_of(kernel)}
         buffers = ", ".join(
             f"%{b.position}: {b.dtype}[{b.size}] {'out' if b in written else 'in'}" for b in kernel.buffers
         )
@@ -141,7 +139,8 @@ class _Printer:
         raise TypeError(f"text.print_kernel: unknown value {type(value).__name__}")
 
 
-def _stores(kernel: Kernel) -> Iterable[Store]:
+def stores_of(kernel: Kernel) -> tuple[Store, ...]:
+    """All stores of the kernel, in order."""
     if isinstance(kernel, ContractionKernel):
         return kernel.stores
-    return [store for each in kernel.passes for store in each.stores]
+    return tuple(store for each in kernel.passes for store in each.stores)

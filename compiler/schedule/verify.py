@@ -1,4 +1,4 @@
-"""The verifier of the loop IR: whether a kernel is well formed, touches only its own memory, and writes all of it once."""
+"""The verifier of the loop IR: whether a kernel is well formed, stays in its memory and writes all of it once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..ir import dtypes, ops
 from ..ir.dtypes import DType
+from ..ir.graph import TABLE
 from ..ir.verify import VerificationError
 from . import index as indexing
 from . import ranges
@@ -33,6 +34,7 @@ from .loop_ir import (
     Store,
     Value,
 )
+from .text import stores_of
 
 _POSITIONED = ("argmax", "argmin")
 
@@ -72,8 +74,7 @@ class _Verifier:
         self.kernel = kernel
         self.available: set[Reduction] = set()
         self.outer: tuple[Variable, ...] = ()
-        stores = kernel.stores if isinstance(kernel, ContractionKernel) else [s for p in kernel.passes for s in p.stores]
-        self.written = {store.buffer for store in stores}
+        self.written = {store.buffer for store in stores_of(kernel)}
         for position, buffer in enumerate(kernel.buffers):
             if buffer.position != position:
                 raise _fail(f"buffer %{buffer.position} is in position {position}")
@@ -294,7 +295,7 @@ class _Verifier:
 @lru_cache(maxsize=4096)
 def _reduced_dtype(combine: str, dtype: DType) -> DType | None:
     """What the op table makes of reducing `dtype`, None if it does not take it."""
-    op = ops.TABLE.get(combine)
+    op = TABLE.get(combine)
     if op is None or op.kind != "reduce":
         raise _fail(f"unknown reduction {combine}")
     operand = ops.input_(identity="operand", dtype=dtype.compute, shape=(1,))
@@ -313,7 +314,7 @@ def _check_apply(name: str, dtype: DType, arguments: tuple[DType, ...], argument
         if (dtype, arguments, argument_dtype) != (dtypes.uint32, (*words, dtypes.int64), dtypes.uint32):
             raise _fail(f"{got}, expected uint32 of two words of a key, a counter and an int64 position")
         return
-    op = ops.TABLE.get(name)
+    op = TABLE.get(name)
     if op is None or not op.is_elementwise:
         raise _fail(f"unknown elementwise op {name}")
     declared = [argument_dtype] * len(arguments)

@@ -242,7 +242,7 @@ def logarithm(params, state, x, *, dtype, training, ctx):
 @pytest.mark.parametrize(
     "layers, target, path, message",
     [
-        ((layer.relu(), Layer(lambda *, dtype: Vars((), (), dtype), logarithm), layer.tanh()), 0.0, "2", "`2`$"),
+        ((layer.relu(), Layer(lambda *, dtype: Vars((), (), dtype), logarithm), layer.leaky_relu()), 0.0, "2", "`2`$"),
         ((layer.dropout(rate=0.5),), np.inf, None, "the loss function made it; the targets held NaN or infinity$"),
     ],
 )
@@ -261,7 +261,7 @@ def test_parameters_that_are_broken_are_named():
     st = started(trainer)
     params = [{"weight": st.vars.params[0]["weight"], "bias": nx.asarray([0.0, np.inf], dtype=nx.float32)}]
     st = train.make_state(trainer, st.vars.with_params(params))
-    with pytest.raises(ValueError, match="`0`; the parameter `0.bias` held"):
+    with pytest.raises(ValueError, match=r"`0`; the parameter `0\.bias` held"):
         train.fit(trainer, st, [(X, Y)], loss=loss.cross_entropy_sparse, check_finite=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import kaun as kn
 import numpy as np
 from kaun import nx
-from kaun.compiler.ir import Node, ops
+from kaun.compiler.ir import Node, ops, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.schedule.fusion import ScheduledKernel
 from kaun.execution import CompiledGraph, Storage
@@ -154,7 +154,7 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
             what=_what(scheduled),
             where=_where(scheduled),
             seconds=time,
-            flops=sum(node.op.flops(node) for node in scheduled.nodes),
+            flops=sum(node.op.flops(node) for node in _computed(scheduled)),
             bytes=sum(buffer.node.nbytes for buffer in scheduled.kernel.buffers),
             chunks=call.chunks,
         )
@@ -162,9 +162,15 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
     ]
 
 
+def _computed(scheduled: ScheduledKernel) -> list[Node]:
+    """What the kernel computes: the nodes between those it reads from memory and those it stores."""
+    read = set(scheduled.reads)
+    return [node for node in topological(scheduled.outputs, stop=read.__contains__) if node not in read]
+
+
 def _what(scheduled: ScheduledKernel) -> str:
     """The kernel in a few words: its contractions or reductions, the number of other operations, what it stores."""
-    computing = [node for node in scheduled.nodes if node.op.kind not in ("leaf", "movement")]
+    computing = [node for node in _computed(scheduled) if node.op.kind not in ("leaf", "movement")]
     contractions = [node for node in computing if node.op is ops.dot_general]
     heavy = contractions or [node for node in computing if node.op.kind in ("reduce", "index")]
     names = [_contraction(node) if node.op is ops.dot_general else node.op.name for node in heavy]
@@ -182,7 +188,7 @@ def _contraction(node: Node) -> str:
 
 def _where(scheduled: ScheduledKernel) -> str:
     """The layers that the kernel computes something of, and the phases of the step that it stores results of."""
-    paths = sorted({node.source.path for node in scheduled.nodes if node.source.path})
+    paths = sorted({node.source.path for node in _computed(scheduled) if node.source.path})
     phases = dict.fromkeys(node.source.phase for node in scheduled.outputs)
     return " ".join([",".join(paths) or "-", *phases])
 

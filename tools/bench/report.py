@@ -102,8 +102,8 @@ def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table
         rows.append((result.title, *ours, *("-" if t.error else duration(t.first_seconds) for t in theirs)))
     columns = ("", "Kaun, cold", "Kaun, warm", "kernels", *map(_title, names))
     note = (
-        "From the model to the end of the first step, in a new process: cold with an empty cache folder (everything is "
-        "compiled), warm with a filled one (nothing is)."
+        "From the model to the end of the first step, imports not counted. Kaun in a new process: cold with an empty "
+        "cache folder (everything is compiled), warm with the one that leaves behind (nothing is)."
     )
     return Table("First step", columns, rows, note)
 

@@ -93,7 +93,8 @@ def test_substitution_reaches_numbers_read_from_data_and_leaves_other_indices_al
     atom = FromData(Datum(), 7)
     index = of(atom) * 3 + of(VARIABLES[1])
     assert substitute(index, {VARIABLES[2]: ZERO}, lambda atom: ZERO) is index
-    assert substitute(index, {VARIABLES[0]: ZERO}, lambda atom: of(VARIABLES[2])) == of(VARIABLES[2]) * 3 + of(VARIABLES[1])
+    replaced = substitute(index, {VARIABLES[0]: ZERO}, lambda atom: of(VARIABLES[2]))
+    assert replaced == of(VARIABLES[2]) * 3 + of(VARIABLES[1])
 
 
 SHAPES = ((6,), (2, 3), (3, 1, 4), (1, 1), (2, 3, 4), (5, 7), (4, 1, 2, 3))
@@ -116,7 +117,9 @@ def test_flatten_undoes_unflatten_without_a_trace(shape):
     assert flatten(unflatten(position, shape), shape) == position
 
 
-@pytest.mark.parametrize(("shape", "other"), [((4, 6), (2, 2, 6)), ((24,), (4, 6)), ((2, 3, 4), (6, 4)), ((4, 6), (6, 4))])
+@pytest.mark.parametrize(
+    ("shape", "other"), [((4, 6), (2, 2, 6)), ((24,), (4, 6)), ((2, 3, 4), (6, 4)), ((4, 6), (6, 4))]
+)
 def test_a_reshape_and_its_inverse_cancel(shape, other):
     place = flatten([of(Variable(f"i{axis}", extent)) for axis, extent in enumerate(shape)], shape)
     assert flatten(unflatten(place, other), other) == place

@@ -69,7 +69,7 @@ def run_in_one_arena(compilation, arguments):
 
     for scheduled, call in zip(compilation.kernels, program.calls, strict=True):
         kernel = scheduled.kernel
-        run_kernel(kernel, [view(place, buffer) for place, buffer in zip(call.buffers, kernel.buffers, strict=True)])
+        run_kernel(kernel, [view(place, buffer) for place, buffer in zip(call.places, kernel.buffers, strict=True)])
     given = {"input": arguments, "output": outputs}
     return [given[place.kind][place.position] for place in program.results]
 

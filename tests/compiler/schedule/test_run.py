@@ -81,7 +81,8 @@ def test_loads_and_stores_out_of_bounds_are_errors():
 
 def test_arrays_have_to_fit_the_buffers():
     x, out = np.zeros(3, np.float32), np.empty(5, np.float32)
-    for arrays in ((x,), (x, np.empty(4, np.float32)), (x.astype(np.float64), out), (np.zeros(6, np.float32)[::2], out)):
+    strided = np.zeros(6, np.float32)[::2]
+    for arrays in ((x,), (x, np.empty(4, np.float32)), (x.astype(np.float64), out), (strided, out)):
         with pytest.raises(ValueError, match=r"run\.run_kernel: got"):
             run(GUARDED, *arrays)
 
