@@ -3,6 +3,7 @@
 Run it with `python examples/digits_mlp.py`.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -50,4 +51,6 @@ def main(epochs: int = 20) -> float:
 
 
 if __name__ == "__main__":
-    print(f"{100 * main():.1f} % of the test digits are right")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=20)
+    print(f"{100 * main(epochs=parser.parse_args().epochs):.1f} % of the test digits are right")

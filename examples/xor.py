@@ -3,6 +3,8 @@
 Run it with `python examples/xor.py`.
 """
 
+import argparse
+
 import kaun as kn
 from kaun import nx
 
@@ -38,4 +40,6 @@ def main(steps: int = 500) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=500)
+    main(steps=parser.parse_args().steps)

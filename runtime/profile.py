@@ -1,4 +1,4 @@
-"""Times the kernels of a program one by one, each repeated by a native loop on the buffers it works on in the program."""
+"""Times the kernels of a program one by one, each repeated by a native loop on the buffers it has in the program."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ done:
 }
 """
 _SYMBOL = "kaun_repeat_" + hashlib.sha256(_REPEAT.encode()).hexdigest()[:16]
-_repeat = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+_number, _address = ctypes.c_int64, ctypes.c_void_p
+_repeat = ctypes.CFUNCTYPE(None, _number, _address, _address, _address, _number, _address, _number)
 
 
 def repeat_kernel(

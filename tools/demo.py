@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import kaun as kn
-from kaun import nx
 from kaun.runtime.cache import CacheStatistics, default_cache
 from kaun.runtime.threads import num_threads
 from kaun.tools.compiled_steps import compiled_step
 from rich.console import Console
+
+import kaun as kn
+from kaun import nx
 
 BATCH_SIZE = 64
 DEFAULT_CHECKPOINT = "kaun-digits.safetensors"
@@ -77,7 +78,7 @@ def network(model: str) -> tuple[kn.layer.Layer, str]:
         layer.linear(in_features=512, out_features=128), layer.relu(),
         layer.linear(in_features=128, out_features=10),
     ]  # fmt: skip
-    return layer.sequential(layers), "3x3 convolutions to 16 and 32 channels, pool, 512 > 128 > 10 classes, ReLU between"
+    return layer.sequential(layers), "3x3 convolutions to 16 and 32 channels, pool, 512 > 128 > 10 classes"
 
 
 def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str) -> Result:

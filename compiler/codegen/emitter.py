@@ -435,11 +435,14 @@ class Emitter:
         return result
 
     def _reads_zero_outside(self, value: Guarded) -> bool:
-        """Whether the load inside already gives the zero wanted outside: what a masked vector load does."""
+        """Whether the load inside already gives the zero wanted outside, as a masked load of one vector does.
+
+        A shuffled load does not: a lane outside may share its place in memory with one inside.
+        """
         inside, outside = value.inside, value.outside
         if not (isinstance(inside, Load) and isinstance(outside, Literal) and repr(outside.value) in ("0.0", "0")):
             return False
-        return set(value.conditions) <= set(inside.guard) and self.lane_step(inside.index) != 0
+        return set(value.conditions) <= set(inside.guard) and self.lane_step(inside.index) == 1
 
     def _guarded(self, value: Guarded) -> ir.Value:
         if self._reads_zero_outside(value):

@@ -287,9 +287,8 @@ class _Accumulator:
         self.arithmetic, self.builder = emitter.arithmetic, emitter.builder
         self.dtype: DType = reduction.value.dtype.compute
         self.positioned = reduction.position is not None
-        self.name = {
-            "reduce_sum": "add", "reduce_max": "maximum", "reduce_min": "minimum", "argmax": "maximum", "argmin": "minimum",
-        }[reduction.combine]  # fmt: skip
+        names = {"reduce_sum": "add", "reduce_max": "maximum", "argmax": "maximum"}
+        self.name = names.get(reduction.combine, "minimum")
 
     @property
     def width(self) -> int:

@@ -17,6 +17,7 @@ from .rules import isolate_inputs
 from .share_subexpressions import share_subexpressions
 from .simplify import simplify
 from .split_reductions import split_reductions
+from .widen_accumulations import widen_accumulations
 
 Pass = Callable[[Graph], Graph]
 
@@ -29,6 +30,7 @@ PASSES: dict[str, Pass] = {
         lower_convolutions,
         share_subexpressions,
         split_reductions,
+        widen_accumulations,
         eliminate_dead_code,
     )
 }
@@ -44,6 +46,7 @@ STANDARD: tuple[str, ...] = (
     "simplify",
     "share_subexpressions",
     "split_reductions",
+    "widen_accumulations",
     "eliminate_dead_code",
 )
 
@@ -60,4 +63,5 @@ def run(graph: Graph, names: Iterable[str] = STANDARD) -> Graph:
 __all__ = [
     "PASSES", "STANDARD", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants", "isolate_inputs",
     "lower_convolutions", "run", "share_subexpressions", "simplify", "split_reductions",
+    "widen_accumulations",
 ]  # fmt: skip

@@ -31,10 +31,11 @@ def _rotations(length: int, dim: int, theta: float) -> tuple[npt.NDArray[Any], n
 
 
 def rope(x: Tensor, *, theta: float = 10000.0, seq_dim: int = -2) -> Tensor:
-    """Rotary position embedding: at position t along axis `seq_dim`, rotates pairs of features by angles that grow
+    """Rotary position embedding: pairs of features rotated by angles that grow with the position.
 
-    with t. For x (..., D), with a, b = x[..., i], x[..., i + D / 2] and the angle t * theta**(-2 i / D), gives
-    a cos - b sin and b cos + a sin in their places (the halves' layout of LLaMA and Hugging Face).
+    For x (..., D) at position t along axis `seq_dim`, with a, b = x[..., i], x[..., i + D / 2] and the angle
+    t * theta**(-2 i / D), gives a cos - b sin and b cos + a sin in their places (the halves' layout of LLaMA and
+    Hugging Face).
 
     ValueError for fewer than two axes, an odd D, or a `seq_dim` that is out of range or the last axis.
     Su et al., RoFormer, arXiv:2104.09864.

@@ -23,9 +23,9 @@ def fold_in(key: Tensor, step: Tensor) -> Tensor:
 
 
 class AccumulateState(NamedTuple):
-    """How many gradients are in the running sum, and that sum."""
+    """How many gradients are in the sum, and that sum."""
 
-    count: Tensor
+    gathered: Tensor
     total: Tree
 
 
@@ -43,14 +43,14 @@ def accumulate_gradients(k: int, inner: Transformation | None = None) -> Transfo
         return AccumulateState(nx.zeros((), dtype=int32), zeros(params))
 
     def update(updates: Tree, state: AccumulateState, params: Tree) -> tuple[Tree, AccumulateState]:
-        count = state.count + 1
+        count = state.gathered + 1
         full = count == k
         total = map_trees(lambda u, t: t + nx.astype(u, t.dtype), updates, state.total)
         mean = map_trees(lambda u, t: nx.astype(t * (1.0 / k), u.dtype), updates, total)
         rest = ptree.map(lambda t: nx.where(full, nx.zeros_like(t), t), total)
         return mean, AccumulateState(nx.where(full, nx.zeros_like(count), count), rest)
 
-    return _gate(Transformation(init, update, is_open=lambda state: state.count == 0), inner)
+    return _gate(Transformation(init, update, is_open=lambda state: state.gathered == 0), inner)
 
 
 class ApplyIfFiniteState(NamedTuple):

@@ -157,6 +157,10 @@ def test_dropout_keeps_the_mean_and_zeroes_the_given_fraction():
         fn.dropout(nx.ones((3,)), rate=0.5)
 
 
+def test_embedding_agrees_with_pytorch():
+    check("embedding/0", lambda i, w: fn.embedding(i, w, scale=False), ("i", "w"))
+
+
 def test_embedding_reads_rows_and_adds_their_gradients():
     table = np.arange(12, dtype=np.float32).reshape(4, 3)
     indices = np.asarray([[1, 3], [1, 0]])

@@ -185,7 +185,7 @@ def test_accumulation_updates_at_every_kth_step_only_and_leaves_the_rest_of_the_
     state, steps = optim.init(tx, params), []
     for _ in range(7):
         updates, state = optim.step(tx, state, params, grads)
-        steps.append((float(updates["w"][0]) != 0, int(state[1][1][0].step), int(state[0].count)))
+        steps.append((float(updates["w"][0]) != 0, int(state[1][1][0].step), int(state[0].gathered)))
     assert [moved for moved, _, _ in steps] == [False, False, True, False, False, True, False]
     assert [step for _, step, _ in steps] == [0, 0, 1, 1, 1, 2, 2]
     assert [count for _, _, count in steps] == [1, 2, 0, 1, 2, 0, 1]

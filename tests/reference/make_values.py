@@ -347,9 +347,29 @@ def metrics() -> None:
                 values[f"{case}/{name}/{average}"] = np.asarray(score)
 
 
+def state_dict() -> None:
+    """A module in evaluation, its state dict, and what it gives."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3, padding=1, groups=2), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(64, 6), torch.nn.LayerNorm(6), torch.nn.ReLU(),
+    )  # fmt: skip
+    x = torch.tensor(normal(5, 2, 4, 4))
+    for _ in range(3):
+        module(x * 2 + 1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 0.1 * torch.randn_like(p)
+    module.eval()
+    values["state_dict/x"], values["state_dict/y"] = x.numpy(), module(x).detach().numpy()
+    for key, value in module.state_dict().items():
+        values[f"state_dict/entry/{key}"] = value.numpy()
+
+
 if __name__ == "__main__":
     for make in (
         activations, convolutions, pools, normalizations, losses, optimizers, more_optimizers, attention, metrics,
+        state_dict,
     ):  # fmt: skip
         make()
     np.savez_compressed(os.path.join(os.path.dirname(os.path.abspath(__file__)), "values.npz"), **values)

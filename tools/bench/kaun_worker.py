@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import kaun as kn
 import numpy as np
-from kaun import nx
 from kaun.compiler.ir import Node, ops, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.schedule.fusion import ScheduledKernel
-from kaun.execution import CompiledGraph, Storage
 from kaun.runtime import target as targets
 from kaun.runtime.cache import default_cache
 from kaun.runtime.profile import time_calls
@@ -28,6 +25,10 @@ from kaun.tools.bench.peers import (
     serve,
 )
 from kaun.tools.compiled_steps import compiled_step
+
+import kaun as kn
+from kaun import nx
+from kaun.execution import CompiledGraph, Storage
 from kaun.tracing import Specialisation
 
 
@@ -88,8 +89,8 @@ class Step:
     def traced(self) -> tuple[Specialisation, Any]:
         """The compiled step, which `run` has made, and arguments for it."""
         state, (x, y) = self.initial, self.batches[0]
-        variables = state.vars
-        return compiled_step(self.trainer), (variables.params, variables.state, state.opt_state, state.step, state.rng, x, y)
+        changing = (state.vars.params, state.vars.state, state.opt_state, state.step)
+        return compiled_step(self.trainer), (*changing, state.rng, x, y)
 
 
 class Product:
@@ -203,11 +204,11 @@ def _profile(system: Any, request: dict[str, Any]) -> Any:
     }
 
 
-def _peaks(system: System, request: dict[str, Any]) -> Any:
+def _peaks(system: Any, request: dict[str, Any]) -> Any:
     return dataclasses.asdict(measure_peaks(targets.host(), seconds=request["seconds"]))
 
 
-def _statistics(system: System, request: dict[str, Any]) -> Any:
+def _statistics(system: Any, request: dict[str, Any]) -> Any:
     return dataclasses.asdict(default_cache().statistics)
 
 

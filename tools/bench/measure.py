@@ -41,7 +41,7 @@ class Settings:
 class Timing:
     """Seconds a step or product takes in one system: the median over rounds of their medians, and the least of all.
 
-    `first_seconds` is for the first one with everything before it, such as compiling. `error` says why there is no time.
+    `first_seconds` is for the first one and all that precedes it, such as compiling. `error` says why there is none.
     """
 
     first_seconds: float = 0.0
@@ -83,7 +83,7 @@ class Benchmark:
     """All results, and the machine's peaks as a record of `Peaks`."""
 
     threads: int
-    systems: dict[str, str]
+    systems: dict[str, System]
     peaks: dict[str, Any]
     results: list[Result] = field(default_factory=list)
 
@@ -109,8 +109,7 @@ def run(
             # Other programs can only make a peak look lower.
             peaks = _highest(peaks, workers[0].ask("peaks", seconds=settings.kernel_seconds))
             results.append(result)
-    titles = {system.name: f"{system.title} {system.version}" for system in systems}
-    return Benchmark(settings.threads, titles, peaks, results)
+    return Benchmark(settings.threads, {system.name: system for system in systems}, peaks, results)
 
 
 def _measure(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from kaun.compiler.codegen.kernels import with_attributes
-from kaun.execution import vector_target
 from kaun.runtime import threads
 from kaun.runtime.buffers import Buffer
 from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.profile import time_kernel
 from kaun.runtime.target import Target
+
+from kaun.execution import vector_target
 
 # Enough independent sums to hide the latency of a multiply-add (4 or 5 cycles, two a cycle) in 16 vector registers.
 _SUMS = 12
@@ -20,6 +22,8 @@ _ROUNDS = 10_000
 # Bytes that one chunk of the copy moves.
 _CHUNK = 32 << 10
 _LARGEST_COPY = 256 << 20
+# More than any working set.
+_UNBOUNDED = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,12 @@ class Peaks:
     """
 
     flops: float
-    bandwidth: list[tuple[float, float]]
+    bandwidth: list[tuple[int, float]]
     threads: int
     target: str
 
-    def bandwidth_of(self, working_set: int) -> float:
-        """The rate of copying as many bytes as fit where `working_set` bytes fit."""
-        return bandwidth_of(self.bandwidth, working_set)
 
-
-def bandwidth_of(levels: list[tuple[float, float]], working_set: float) -> float:
+def bandwidth_of(levels: list[tuple[int, float]], working_set: float) -> float:
     """The rate of the first level that holds `working_set` bytes."""
     return next((rate for bound, rate in levels if working_set <= bound), levels[-1][1])
 
@@ -69,14 +69,14 @@ def measure_peaks(target: Target, seconds: float = 0.2) -> Peaks:
     )
 
 
-def _levels(target: Target, workers: int) -> list[tuple[float, int]]:
+def _levels(target: Target, workers: int) -> list[tuple[int, int]]:
     """(bound of the level, working set to measure it with), from the inside out; the innermost cores share nothing."""
     inner = workers * target.l2_bytes
-    levels: list[tuple[float, int]] = [(inner, inner // 2)] if inner else []
+    levels: list[tuple[int, int]] = [(inner, inner // 2)] if inner else []
     if target.l3_bytes > 2 * inner:
         levels.append((target.l3_bytes, target.l3_bytes // 2))
     outside = min(_LARGEST_COPY, max(32 << 20, 4 * max(target.l3_bytes, inner)))
-    return [*levels, (float("inf"), outside)]
+    return [*levels, (_UNBOUNDED, outside)]
 
 
 def _kernels(target: Target) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def _kernels(target: Target) -> tuple[int, int]:
     for kind, text in (("fma", _fma_text(target)), ("copy", _copy_text(target))):
         text = with_attributes(text, vector_target(target))
         name = f"kaun_peak_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        requests.append(KernelRequest(name, text, lambda text=text, name=name: text.replace("@NAME", f"@{name}")))
+        requests.append(KernelRequest(name, text, functools.partial(text.replace, "@NAME", f"@{name}")))
     fma, copy = compile_kernels(requests, target)
     return fma, copy
 

@@ -178,7 +178,8 @@ class JaxStep:
     def __init__(self, arrays: Arrays) -> None:
         import jax
 
-        self.jax = jax
+        self.jax: Any = jax
+        self.wait: Callable[[Any], Any] = self.jax.block_until_ready
         self.compiled = jax_step()
         self.parameters = self.channels_last(parameters_of(arrays), arrays["x"].shape[-1])
         x = arrays["x"].transpose(0, 1, 3, 4, 2) if arrays["x"].ndim == 5 else arrays["x"]
@@ -206,7 +207,7 @@ class JaxStep:
 
         zeros = [np.zeros_like(parameter) for parameter in self.parameters]
         self.state = (copies(self.parameters), copies(zeros), copies(zeros), self.jax.numpy.float32(0))
-        self.jax.block_until_ready(self.state)
+        self.wait(self.state)
 
     def step(self, number: int) -> Any:
         x, y = self.batches[number % len(self.batches)]
@@ -216,7 +217,7 @@ class JaxStep:
     def run(self, times: int) -> None:
         for number in range(times):
             self.step(number)
-        self.jax.block_until_ready(self.state)
+        self.wait(self.state)
 
     def values(self, count: int) -> list[float]:
         self.reset()
@@ -284,7 +285,7 @@ def time_blocks(system: System, seconds: float) -> list[float]:
     return blocks
 
 
-Handler = Callable[[System, dict[str, Any]], Any]
+Handler = Callable[[System | None, dict[str, Any]], Any]
 
 
 def answer_with(make: Callable[[Arrays], System], more: Mapping[str, Handler]) -> Callable[[dict[str, Any]], Any]:
@@ -304,7 +305,7 @@ def answer_with(make: Callable[[Arrays], System], more: Mapping[str, Handler]) -
             return loaded[0].values(request["count"])
         if do == "time":
             return time_blocks(loaded[0], request["seconds"])
-        return more[do](loaded[0], request)
+        return more[do](loaded[0] if loaded else None, request)
 
     return answer
 

@@ -30,7 +30,7 @@ class Network:
     widths: tuple[int, ...]
 
     def arrays(self, seed: int = 0) -> Arrays:
-        """Parameters `p0, p1, ...` (weight (in, out) or (out, in, 3, 3), then bias, layer by layer) and batches x, y."""
+        """Parameters p0, p1, ... (weight (in, out) or (out, in, 3, 3), then bias, layer by layer) and batches x, y."""
         generator = np.random.default_rng(seed)
         parameters: list[np.ndarray[Any, np.dtype[Any]]] = []
 

@@ -52,8 +52,9 @@ def description(benchmark: Benchmark) -> str:
         for index, (_, rate) in enumerate(peaks["bandwidth"])
     )
     threads = f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}"
+    systems = ", ".join(f"{system.title} {system.version}" for system in benchmark.systems.values())
     return (
-        f"{', '.join(benchmark.systems.values())}; float32, {threads} of {peaks['target']}; "
+        f"{systems}; float32, {threads} of {peaks['target']}; "
         f"peaks measured alongside: {peaks['flops'] / 1e9:.0f} GFLOP/s multiply-add, copying {rates}."
     )
 
@@ -71,8 +72,8 @@ def _present(results: Sequence[Result], benchmark: Benchmark) -> list[str]:
     return [name for name in benchmark.systems if any(name in result.timings for result in results)]
 
 
-def _title(name: str) -> str:
-    return {"kaun": "Kaun", "numpy": "NumPy", "torch": "PyTorch", "torch-compile": "PyTorch compiled", "jax": "JAX"}[name]
+def _titles(names: Sequence[str], benchmark: Benchmark) -> list[str]:
+    return [benchmark.systems[name].title for name in names]
 
 
 def _steps_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:
@@ -89,7 +90,7 @@ def _steps_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -
         rows.append(tuple(cells))
     what = "least" if least else "median"
     note = f"Time of a step with AdamW ({what}); in brackets how many times as long as Kaun's."
-    return Table("Training step", ("", *map(_title, names)), rows, note)
+    return Table("Training step", ("", *_titles(names, benchmark)), rows, note)
 
 
 def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
@@ -100,7 +101,7 @@ def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table
         ours = (duration(times.cold), duration(times.warm), str(times.kernels)) if times else ("-",) * 3
         theirs = (result.timings.get(name, Timing(error="-")) for name in names)
         rows.append((result.title, *ours, *("-" if t.error else duration(t.first_seconds) for t in theirs)))
-    columns = ("", "Kaun, cold", "Kaun, warm", "kernels", *map(_title, names))
+    columns = ("", "Kaun, cold", "Kaun, warm", "kernels", *_titles(names, benchmark))
     note = (
         "From the model to the end of the first step, imports not counted. Kaun in a new process: cold with an empty "
         "cache folder (everything is compiled), warm with the one that leaves behind (nothing is)."
@@ -121,7 +122,7 @@ def _products_table(results: Sequence[Result], benchmark: Benchmark, least: bool
         share = f"{rates['kaun'] / rates['numpy']:.0%}" if "numpy" in rates else "-"
         peak = f"{rates['kaun'] * 1e9 / benchmark.peaks['flops']:.0%}"
         rows.append((result.title, *(f"{rates[n]:.0f}" if n in rates else "-" for n in names), share, peak))
-    columns = ("GFLOP/s", *map(_title, names), "Kaun / NumPy", "Kaun / peak")
+    columns = ("GFLOP/s", *_titles(names, benchmark), "Kaun / NumPy", "Kaun / peak")
     return Table("float32 matrix product", columns, rows)
 
 
@@ -169,7 +170,7 @@ def duration(seconds: float) -> str:
 def failures(benchmark: Benchmark) -> list[str]:
     """Why systems have no time where they should have one."""
     return [
-        f"{result.title}: {_title(name)} left out: {timing.error}"
+        f"{result.title}: {benchmark.systems[name].title} left out: {timing.error}"
         for result in benchmark.results
         for name, timing in result.timings.items()
         if timing.error

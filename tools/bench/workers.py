@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,8 +61,9 @@ def _versions(python: str, distributions: set[str]) -> dict[str, str]:
         "found = {d.metadata['Name'].lower(): d.version for d in m.distributions() if d.metadata['Name']}\n"
         "print(json.dumps({n: found[n] for n in sys.argv[1:] if n in found}))"
     )
+    command = [python, "-c", program, *sorted(distributions)]
     try:
-        done = subprocess.run([python, "-c", program, *sorted(distributions)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"workers.peer_systems: cannot run {python}: {error}") from error
     if done.returncode:
@@ -76,7 +77,7 @@ class Worker:
 
     def __init__(self, system: System, threads: int, environment: Mapping[str, str] | None = None) -> None:
         self.system = system
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             system.command,
             stdin=subprocess.PIPE,
@@ -84,8 +85,8 @@ class Worker:
             stderr=self._errors,
             text=True,
             env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads)), **(environment or {})},
-            preexec_fn=_limit_to(threads),
         )
+        _limit(self._process.pid, threads)
 
     def ask(self, do: str, **request: Any) -> Any:
         """The answer to a request; WorkerError if there is none."""
@@ -127,12 +128,8 @@ class Worker:
         self._errors.close()
 
 
-def _limit_to(threads: int) -> Callable[[], None] | None:
-    """What makes a new process keep to as many processors as threads: not every system can be told otherwise."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    processors = sorted(os.sched_getaffinity(0))
-    if threads >= len(processors):
-        return None
-    chosen = set(processors[:threads])
-    return lambda: os.sched_setaffinity(0, chosen)
+def _limit(process: int, threads: int) -> None:
+    """Keep a new process to as many processors as threads, where the system can: not every library can be told."""
+    if hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(process, processors[:threads])

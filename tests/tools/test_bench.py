@@ -1,0 +1,192 @@
+"""The benchmark gives every system the same work, demands equal answers, and reports what it measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kaun.runtime import target as targets
+from kaun.tools import bench
+from kaun.tools.bench import kaun_worker, measure, peers, report
+from kaun.tools.bench.peaks import bandwidth_of, measure_peaks
+from kaun.tools.bench.problems import PROBLEMS, Network, Product
+from kaun.tools.bench.workers import System, Worker, WorkerError, kaun_system, peer_systems
+
+import kaun as kn
+
+TINY_MLP = Network("tiny-mlp", "tiny MLP", 4, 3, (), (5, 3))
+TINY_CNN = Network("tiny-cnn", "tiny CNN", 3, 8, (2, 3), (5, 4))
+TINY_PRODUCT = Product("matmul-24", 24)
+QUICK = measure.Settings(threads=1, rounds=1, seconds=0.001, kernel_seconds=0.001, compile_times=False)
+
+
+def numpy_losses(arrays: dict[str, np.ndarray], count: int) -> list[float]:
+    """The losses of a dense network's first steps, written out by hand in float64."""
+    parameters = [parameter.astype(np.float64) for parameter in peers.parameters_of(arrays)]
+    first, second = ([np.zeros_like(p) for p in parameters] for _ in range(2))
+    losses = []
+    for step in range(count):
+        x, y = arrays["x"][step].astype(np.float64), arrays["y"][step]
+        inputs = [x]
+        for i in range(0, len(parameters), 2):
+            x = inputs[-1] @ parameters[i] + parameters[i + 1]
+            inputs.append(x if i == len(parameters) - 2 else np.maximum(x, 0))
+        logits = inputs.pop()
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        losses.append(float(-np.log(shares[np.arange(len(y)), y]).mean()))
+        cotangent = (shares - np.eye(shares.shape[1])[y]) / len(y)
+        gradients: list[np.ndarray] = []
+        for i in range(len(parameters) - 2, -1, -2):
+            gradients[:0] = [inputs[i // 2].T @ cotangent, cotangent.sum(0)]
+            cotangent = (cotangent @ parameters[i].T) * (inputs[i // 2] > 0)
+        for i, gradient in enumerate(gradients):
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.999 * second[i] + 0.001 * gradient**2
+            mean, square = first[i] / (1 - 0.9 ** (step + 1)), second[i] / (1 - 0.999 ** (step + 1))
+            parameters[i] -= 1e-3 * (mean / (np.sqrt(square) + 1e-8) + 0.01 * parameters[i])
+    return losses
+
+
+def test_kauns_step_is_the_step_that_the_problem_describes() -> None:
+    arrays = TINY_MLP.arrays()
+    np.testing.assert_allclose(kaun_worker.Step(arrays).values(5), numpy_losses(arrays, 5), rtol=1e-4)
+
+
+@pytest.mark.parametrize("problem", [TINY_MLP, TINY_CNN], ids=lambda problem: problem.name)
+def test_kaun_agrees_with_the_interpreter(problem: Network) -> None:
+    step = kaun_worker.Step(problem.arrays())
+    step.run(1)
+    np.testing.assert_allclose(step.values(4), kaun_worker.interpreted_losses(step, 4), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_peers_do_the_same_steps(name: str, tmp_path: Path) -> None:
+    peer = next((system for system in peer_systems(sys.executable) if system.name == name), None)
+    if peer is None:
+        pytest.skip(f"{name} is not installed")
+    with Worker(peer, 1) as worker:
+        for problem in (TINY_MLP, TINY_CNN):
+            arrays = problem.arrays()
+            np.savez(tmp_path / "arrays.npz", **arrays)  # type: ignore[arg-type]
+            worker.ask("load", arrays=str(tmp_path / "arrays.npz"))
+            expected = kaun_worker.Step(arrays).values(4)
+            np.testing.assert_allclose(worker.ask("values", count=4), expected, rtol=1e-4)
+            assert min(worker.ask("time", seconds=0.001)) > 0
+            np.testing.assert_allclose(worker.ask("values", count=4), expected, rtol=1e-4)
+
+
+def test_running_starts_again_from_the_initial_parameters() -> None:
+    step = kaun_worker.Step(TINY_MLP.arrays())
+    before = step.values(3)
+    step.run(5)
+    step.reset()
+    assert step.values(3) == before
+
+
+def test_a_whole_run_agrees_and_reports(tmp_path: Path) -> None:
+    systems = [kaun_system(), *(peer for peer in peer_systems(sys.executable) if peer.name == "numpy")]
+    said: list[str] = []
+    benchmark = measure.run([TINY_CNN, TINY_PRODUCT], systems, QUICK, said.append)
+    steps, product = benchmark.results
+    assert list(steps.timings) == ["kaun"] and list(product.timings) == ["kaun", "numpy"]
+    assert all(timing.least > 0 and not timing.error for r in benchmark.results for timing in r.timings.values())
+    assert report.failures(benchmark) == []
+    (kernel,) = product.kernels
+    assert (kernel["flops"], kernel["bytes"]) == (TINY_PRODUCT.flops, 3 * 4 * 24 * 24)
+    text = report.markdown(report.tables(benchmark))
+    assert "| tiny CNN |" in text and "| matmul 24 |" in text and "Kernels of tiny CNN" in text
+    widths = {line.count("|") for line in text.split("\n\n")[1].splitlines()}
+    assert len(widths) == 1
+    assert any("NumPy" in line for line in said)
+
+
+def test_a_peer_that_answers_wrongly_is_not_timed(tmp_path: Path) -> None:
+    liar = tmp_path / "liar.py"
+    liar.write_text(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    do = json.loads(line)['do']\n"
+        "    print(json.dumps({'answer': [1.0] * 4 if do == 'values' else 0.0}), flush=True)\n"
+    )
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('no such library')\n")
+    systems = [
+        kaun_system(),
+        System("jax", "JAX", (sys.executable, str(liar)), "0"),
+        System("torch", "PyTorch", (sys.executable, str(broken)), "0"),
+    ]
+    benchmark = measure.run([TINY_PRODUCT], systems, QUICK, lambda text: None)
+    wrong, ended = report.failures(benchmark)
+    assert "JAX left out: answers [1, 1, 1, 1], expected" in wrong
+    assert "PyTorch left out" in ended and "no such library" in ended
+    assert benchmark.results[0].timings["kaun"].least > 0
+
+
+def test_a_wrong_answer_of_kaun_is_not_timed() -> None:
+    program = (
+        "from kaun.tools.bench import kaun_worker as w, peers\n"
+        "peers.serve(w.make, {**w.MORE, 'interpreted': lambda system, request: [0.0] * request['count']})"
+    )
+    wrong = System("kaun", "Kaun", (sys.executable, "-c", program), "0")
+    with pytest.raises(measure.DisagreementError, match="matmul 24"):
+        measure.run([TINY_PRODUCT], [wrong], QUICK, lambda text: None)
+
+
+def test_a_worker_reports_an_error_and_goes_on() -> None:
+    with Worker(kaun_system(), 1) as worker:
+        with pytest.raises(WorkerError, match="FileNotFoundError"):
+            worker.ask("load", arrays="/no/such/file.npz")
+        assert worker.ask("statistics")["compiled"] == 0
+
+
+def test_the_command_writes_json_and_markdown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "PROBLEMS", (TINY_PRODUCT,))
+    file = tmp_path / "bench.json"
+    quick = ["--rounds", "1", "--seconds", "0.001", "--systems", "--threads", "1"]
+    assert bench.main([*quick, "--markdown", "--json", str(file)]) == 0
+    assert "| GFLOP/s | Kaun | Kaun / NumPy | Kaun / peak |" in capsys.readouterr().out
+    assert json.loads(file.read_text())["results"][0]["name"] == "matmul-24"
+
+
+def test_kernels_and_flops_of_a_step_are_counted() -> None:
+    step = kaun_worker.Step(TINY_MLP.arrays())
+    step.run(1)
+    special, arguments = step.traced()
+    inputs = [kn.execution.Storage.of(leaf.numpy()) for leaf in kn.ptree.leaves(arguments)]
+    times = kaun_worker.kernel_times(special.compiled, [*inputs, *special.captured], 0.001)
+    assert len(times) == len(special.compiled.compilation.program.calls)
+    contractions = sum(kernel.flops for kernel in times if kernel.what.startswith("dot"))
+    # Forward, gradient of each weight, and gradient of what enters the second layer; the rest is elementwise.
+    products = 2 * 4 * (2 * 9 * 5 + 3 * 5 * 3)
+    assert products <= contractions < 2 * products + 40 * (9 * 5 + 5 * 3)
+
+
+def test_peaks_are_those_of_a_machine() -> None:
+    peaks = measure_peaks(targets.host(), seconds=0.002)
+    assert peaks.flops > 1e6 and all(rate > 1e6 for _, rate in peaks.bandwidth)
+    bounds = [bound for bound, _ in peaks.bandwidth]
+    assert bounds == sorted(set(bounds))
+    assert bandwidth_of([(10, 3.0), (100, 2.0), (1000, 1.0)], 50) == 2.0
+    assert bandwidth_of([(10, 3.0), (100, 2.0)], 5000) == 2.0
+
+
+def test_the_problems_are_those_of_the_documentation() -> None:
+    assert [problem.name for problem in PROBLEMS] == [
+        "mlp-128", "mlp-512", "cnn", "matmul-256", "matmul-512", "matmul-1024", "matmul-2048",
+    ]  # fmt: skip
+    shapes = [parameter.shape for parameter in peers.parameters_of(PROBLEMS[2].arrays())]
+    assert shapes[::2] == [(16, 1, 3, 3), (32, 16, 3, 3), (1568, 128), (128, 10)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.234e-8, "0.01 µs"), (1.23e-5, "12.3 µs"), (4.56e-3, "4.56 ms"), (0.9996, "1.00 s"), (61.2, "61.2 s")],
+)
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
