@@ -50,10 +50,14 @@ class Vars:
 
 
 class Init(Protocol):
+    """Makes a layer's variables in a dtype; random initialisers draw from the RNG scope."""
+
     def __call__(self, *, dtype: DType) -> Vars: ...
 
 
 class Apply(Protocol):
+    """Gives a layer's output and its new state (the old one if it has none to change). Pure."""
+
     def __call__(
         self, params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Any, Tree]: ...
@@ -83,15 +87,20 @@ def init(model: Layer, *, dtype: DType = float32) -> Vars:
 def apply(model: Layer, vars: Vars, x: Any, *, training: bool, ctx: Context | None = None) -> tuple[Any, Vars]:
     """(y, vars): the output and the variables with their new state; the parameters are as they were.
 
-    Floats are converted to the variables' dtype first; integers (indices) and bools are left alone. `training` switches
-    dropout and batch statistics on. ValueError or TypeError, naming the layer's path and the shapes, for an input or
-    parameters that do not fit.
+    Floats are converted to the variables' dtype first; integers (indices) and bools are left alone. Tuples and mappings
+    are handed to the model as such, for layers of your own that take several tensors; lists are arrays. `training`
+    switches dropout and batch statistics on. ValueError or TypeError, naming the layer's path and the shapes, for an
+    input or parameters that do not fit.
     """
     y, state = model.apply(vars.params, vars.state, _input(x, vars.dtype), dtype=vars.dtype, training=training, ctx=ctx)
     return y, vars.with_state(state)
 
 
 def _input(x: Any, dtype: DType) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_input(part, dtype) for part in x)
+    if isinstance(x, Mapping):
+        return ptree.Dict({name: _input(part, dtype) for name, part in x.items()})
     tensor = nx.asarray(x)
     return nx.astype(tensor, dtype) if tensor.dtype.is_float else tensor
 

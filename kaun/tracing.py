@@ -47,10 +47,11 @@ class Function:
         nodes = [_node(leaf) for leaf in leaves]
         if execution.is_traced(nodes):
             return self.function(*structure([nx.Tensor(node) for node in nodes]))
-        execution.realize(nodes)
+        # Tracing comes first: a mistake in the function surfaces before anything is compiled or computed.
         special = self._specialise(structure, nodes)
         if special is None:
             return self.function(*structure([nx.Tensor(node) for node in nodes]))
+        execution.realize(nodes)
         outputs = special.compiled([*(node.value for node in nodes), *special.captured])
         return special.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in outputs])
 

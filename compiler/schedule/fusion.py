@@ -210,7 +210,8 @@ class _Fusion:
                 lowered = lower(members, outputs, self._has_memory, self.lanes)
             except Illegal as reason:
                 raise AssertionError(f"fusion.fuse: kernel of {members} cannot be lowered: {reason}") from reason
-            computed = tuple(sorted(lowered.counts, key=self.order.__getitem__))
+            inside = [n for n in lowered.counts if n in members or not self._has_memory(n)]
+            computed = tuple(sorted(inside, key=self.order.__getitem__))
             result.append(ScheduledKernel(lowered.kernel, tuple(outputs), computed))
         return result
 

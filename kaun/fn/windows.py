@@ -15,7 +15,7 @@ Pairs: TypeAlias = tuple[tuple[int, int], ...]
 
 def extents(function: str, name: str, value: Extents, count: int, least: int = 1) -> tuple[int, ...]:
     """`value`, an int for all axes or one int per axis, as a tuple. TypeError or ValueError for anything else."""
-    listed = (value,) * count if isinstance(value, int) else tuple(value)
+    listed = tuple(value) if isinstance(value, Sequence) else (value,) * count
     if not all(isinstance(extent, int) and not isinstance(extent, bool) for extent in listed):
         raise invalid_type(function, f"got {name}={value!r}, expected an int or {count} ints")
     if len(listed) != count or any(extent < least for extent in listed):

@@ -14,7 +14,7 @@ import safetensors.numpy
 from kaun.compiler.ir import dtypes
 from reference_values import recorded
 
-from kaun import checkpoint, layer, nx, optim, ptree, train
+from kaun import attention, checkpoint, layer, nx, optim, ptree, train
 
 
 def tree():
@@ -267,6 +267,19 @@ def test_without_like_the_names_and_shapes_tell_the_layers():
     assert vars.dtype is nx.float32 and ptree.leaves(vars.state) == []
     sequential = checkpoint.from_torch(recorded_entries())
     assert sequential.state[1]["running_mean"].shape == (4,) and len(sequential.params) == len(sequential.state) == 6
+
+
+def test_attention_and_parameters_of_your_own_keep_their_names():
+    own = layer.Layer(lambda *, dtype: layer.Vars({"mix": nx.ones((2, 3), dtype=dtype)}, (), dtype), None)
+    model = layer.sequential([attention.multi_head_attention(embed_dim=4, num_heads=2, num_kv_heads=1), own])
+    vars = fresh(model)
+    entries = checkpoint.to_torch(vars)
+    assert {key: value.shape for key, value in entries.items()} == {
+        "0.q_proj.weight": (4, 4), "0.k_proj.weight": (2, 4), "0.v_proj.weight": (2, 4), "0.out_proj.weight": (4, 4),
+        "1.mix": (2, 3),
+    }  # fmt: skip
+    for loaded in (checkpoint.from_torch(entries, like=vars), checkpoint.from_torch(entries)):
+        assert values(loaded.params) == values(vars.params)
 
 
 def test_torch_tensors_are_taken_and_given():

@@ -149,6 +149,26 @@ def test_composites_compute_what_their_parts_compute():
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_indices_must_be_integers():
+    model = deep(layer.embedding(vocab_size=4, embed_dim=2))
+    with pytest.raises(TypeError, match=r"layer.embedding: got x float32\[2\], expected integers \(in layer right.1"):
+        layer.apply(model, made(model), np.ones(2), training=False)
+
+
+@pytest.mark.parametrize("padding, places", [("same", 5), ("valid", 3), ("causal", 5)])
+def test_conv1d_and_rms_norm_are_their_functions(padding, places):
+    x = np.random.default_rng(0).normal(size=(2, 3, 9)).astype(np.float32)
+    model = layer.conv1d(in_channels=3, out_channels=4, kernel_size=3, stride=2, dilation=2, padding=padding)
+    vars = made(model)
+    y, _ = layer.apply(model, vars, x, training=False)
+    assert y.shape == (2, 4, places)
+    expected = fn.conv1d(nx.asarray(x), vars.params["weight"], stride=2, dilation=2, padding=padding)
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+    norm = layer.rms_norm(dim=9)
+    normed, _ = layer.apply(norm, made(norm), x, training=False)
+    np.testing.assert_allclose(normed.numpy(), x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6), rtol=1e-5)
+
+
 def test_floats_are_converted_to_the_dtype_of_the_variables():
     model = layer.linear(in_features=3, out_features=2)
     y, _ = layer.apply(model, made(model), np.ones((1, 3)), training=False)
@@ -166,6 +186,9 @@ def test_a_layer_of_your_own_is_two_functions_and_sees_the_context():
     ctx = Context(offset=np.float32(1)).set("offset", np.float32(-2))
     y, _ = layer.apply(model, made(model), np.asarray([[1.0, 0.0]]), training=False, ctx=ctx)
     np.testing.assert_array_equal(y.numpy(), [[1, 0]])
+    assert len(ctx) == 1 and repr(ctx) == "Context(offset=float32[])"
+    with pytest.raises(TypeError, match=r"context.Context: got the name '', expected a string that is not empty"):
+        ctx.set("", 1.0)
     with pytest.raises(KeyError, match=r"no tensor named 'offset'; the names are \['mask'\]"):
         layer.apply(model, made(model), np.ones((1, 2)), training=False, ctx=Context(mask=np.float32(0)))
 
@@ -190,6 +213,10 @@ def deep(inner):
         (layer.layer_norm(dim=3), (4, 5), "layer.layer_norm: got x .* expected extent 3 in axis -1"),
         (layer.residual(layer.linear(in_features=5, out_features=2)), (4, 5), "layer.residual: got float32"),
         (layer.max_pool2d(kernel_size=2), (4, 5), "fn.max_pool2d: got x"),
+        (layer.rms_norm(dim=3), (4, 5), "layer.rms_norm: got x .* expected extent 3 in axis -1"),
+        (layer.batch_norm(num_features=3), (3,), "layer.batch_norm: got x .* expected 2, 3 or 4 axes"),
+        (layer.flatten(), (), "layer.flatten: got x .* expected a batch axis"),
+        (layer.conv1d(in_channels=3, out_channels=2), (4, 2, 5), r"fn.conv1d: got x \[4, 2, 5\] and weight"),
     ],
 )
 def test_shapes_that_do_not_fit_are_errors_that_name_shapes_and_path(inner, x, message):

@@ -85,6 +85,7 @@ def test_eval_is_the_mean_over_the_data():
         (lambda: metric.accuracy(np.zeros((4, 3)), np.zeros(3, int)), r"float64\[4, 3\] and targets int64\[3\]"),
         (lambda: metric.accuracy(np.zeros((0, 3)), np.zeros(0, int)), "at least one"),
         (lambda: metric.f1(GUESSED, TRUE, average="mean"), "average='mean'"),
+        (lambda: metric.accuracy(np.zeros((3, 0)), np.zeros(3, int)), r"float64\[3, 0\], expected scores \(..., C\)"),
         (lambda: metric.recall(scores(TRUE, 3), TRUE + 1), r"outside \[0, 3\)"),
         (lambda: metric.binary_accuracy(np.zeros(2), np.zeros(3)), "equal shapes"),
     ],

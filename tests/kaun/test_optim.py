@@ -253,6 +253,9 @@ def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
     assert shapes == {"large.row": (3, 130), "large.column": (3, 140), "small.full": (100, 200)}
 
 
+W = {"w": numbers(1)}
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
@@ -271,11 +274,15 @@ def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
         (lambda: optim.accumulate_gradients(0), ValueError, "k=0, expected a positive int"),
         (lambda: optim.apply_if_finite(max_consecutive_errors=-1), ValueError, "max_consecutive_errors=-1"),
         (lambda: optim.add_noise(-1.0), ValueError, "eta=-1.0"),
+        (
+            lambda: optim.step(optim.trace(0.5), optim.init(optim.trace(0.5), {"v": numbers(1)}), W, W), ValueError,
+            "do not match the gradients at ``",
+        ),
         (lambda: optim.chain([optim.sgd]), TypeError, "function at position 0"),
         (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"v": numbers(1)}), ValueError, "differ at ``"),
         (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"w": numbers(1, 2)}), ValueError, r"\[1\] at `w`"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()

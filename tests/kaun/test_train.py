@@ -355,6 +355,25 @@ def test_training_in_bfloat16_and_float64_keeps_the_dtype():
         assert {leaf.dtype for leaf in ptree.leaves(st.vars.params)} == {dtype}
 
 
+def test_inputs_may_be_tuples_and_mappings():
+    def add(params, state, x, *, dtype, training, ctx):
+        return x["a"] + x["rest"][0] * params["w"], state
+
+    own = Layer(lambda *, dtype: Vars({"w": nx.ones((3,), dtype=dtype)}, (), dtype), add)
+    trainer = train.make(model=own, optimizer=optim.sgd(lr=0.1))
+    x = {"a": X, "rest": (X,)}
+    value, _ = train.step(trainer, started(trainer), x, loss=nx.mean)
+    assert float(value) == pytest.approx(2 * X.mean(), rel=1e-4, abs=1e-6)
+    assert train.predict(trainer, started(trainer), x).shape == X.shape
+
+
+def test_a_state_that_changes_its_structure_is_an_error():
+    grow = optim.Transformation(lambda params: (), lambda u, state, params: (u, (*state, nx.ones(()))))
+    trainer = trainer_of(optimizer=grow)
+    with pytest.raises(ValueError, match=r"train.step: the states before and after the step differ at `2`"):
+        train.step(trainer, started(trainer), X, loss=nx.mean)
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [

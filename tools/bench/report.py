@@ -36,7 +36,9 @@ def tables(benchmark: Benchmark, *, least: bool = False, kernels: bool = True) -
     products = [result for result in benchmark.results if result.name.startswith("matmul")]
     made: list[Table] = []
     if steps:
-        made += [_steps_table(steps, benchmark, least), _first_steps_table(steps, benchmark)]
+        made.append(_steps_table(steps, benchmark, least))
+    if any(result.compile_times for result in steps):
+        made.append(_first_steps_table(steps, benchmark))
     if products:
         made.append(_products_table(products, benchmark, least))
     if kernels:
@@ -104,7 +106,7 @@ def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table
     columns = ("", "Kaun, cold", "Kaun, warm", "kernels", *_titles(names, benchmark))
     note = (
         "From the model to the end of the first step, imports not counted. Kaun in a new process: cold with an empty "
-        "cache folder (everything is compiled), warm with the one that leaves behind (nothing is)."
+        "cache folder (everything is compiled), warm with what that run left there (nothing is)."
     )
     return Table("First step", columns, rows, note)
 
