@@ -10,12 +10,15 @@ The random numbers of a step follow from the state alone, its key and its number
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from kaun import layer as layers
 from kaun import nx, optim, ptree, tracing
@@ -23,7 +26,8 @@ from kaun.closure import Captured, capture
 from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType, float32, int32
 from kaun.context import Context
-from kaun.finite import NotFiniteError, broken_leaves, outputs_by_layer
+from kaun.finite import NotFiniteError as NotFiniteError
+from kaun.finite import broken_leaves, outputs_by_layer
 from kaun.gradients import value_and_grad
 from kaun.layer import Layer, Vars
 from kaun.nx import Tensor
@@ -73,30 +77,27 @@ class State:
     # made from them when something asks.
 
     @classmethod
-    def _of(cls, structure: Structure, leaves: Sequence[Tensor], dtype: DType, rng: Tensor) -> State:
+    def _of(cls, structure: Structure, row: ptree.Dict, dtype: DType, rng: Tensor) -> State:
         state = object.__new__(cls)
-        state.__dict__["_row"] = (structure, leaves)
-        state.__dict__["_dtype"] = dtype
-        state.__dict__["rng"] = rng
+        state.__dict__.update(_row=(structure, row, dtype), rng=rng)
         return state
 
     def __getattr__(self, name: str) -> Any:
-        row = self.__dict__.get("_row")
-        if row is None or name not in ("vars", "opt_state", "step"):
+        found = self.__dict__.get("_row")
+        if found is None or name not in ("vars", "opt_state", "step"):
             raise AttributeError(f"'State' object has no attribute {name!r}")
-        structure, leaves = row
-        params, state, opt_state, step = structure(list(leaves))
-        self.__dict__.update(vars=Vars(params, state, self.__dict__["_dtype"]), opt_state=opt_state, step=step)
+        structure, row, dtype = found
+        params, state, opt_state, step = structure(list(row.values()))
+        self.__dict__.update(vars=Vars(params, state, dtype), opt_state=opt_state, step=step)
         return self.__dict__[name]
 
-    def _flat(self) -> tuple[Structure, Sequence[Tensor], DType]:
+    def _as_row(self) -> tuple[Structure, ptree.Dict, DType]:
         """The structure and leaves of (parameters, state, optimizer state, steps made), and the variables' dtype."""
-        row = self.__dict__.get("_row")
-        if row is None:
+        found: tuple[Structure, ptree.Dict, DType] | None = self.__dict__.get("_row")
+        if found is None:
             leaves, structure = ptree.flatten((self.vars.params, self.vars.state, self.opt_state, self.step))
-            row = self.__dict__["_row"] = (structure, tuple(leaves))
-            self.__dict__["_dtype"] = self.vars.dtype
-        return row[0], row[1], self.__dict__["_dtype"]
+            found = self.__dict__["_row"] = (structure, _row_structure(structure)(leaves), self.vars.dtype)
+        return found
 
     def to_tree(self) -> ptree.Dict:
         """The state as a tree: `params`, `state`, `optimizer`, `step`, `rng`."""
@@ -109,6 +110,19 @@ class State:
         entries = ptree.as_tree(tree)
         variables = Vars(entries["params"], entries["state"], self.vars.dtype)
         return State(variables, entries["optimizer"], entries["step"], entries["rng"])
+
+
+@functools.lru_cache(maxsize=256)
+def _row_structure(structure: Structure) -> Structure:
+    """The structure of a Dict of all leaves of such a state, whose keys are the names of a step's inputs."""
+    parts = ("params", "state", "optimizer", "step")
+    names = []
+    for path in structure.paths:
+        part, *steps = path.split(".")
+        names.append("/".join((parts[int(part)], *steps)))
+    if len(set(names)) < len(names):  # a name with a slash in it
+        names = [f"{number}/{name}" for number, name in enumerate(names)]
+    return ptree.structure(ptree.Dict({name: np.zeros(()) for name in names}))
 
 
 def make(*, model: Layer, optimizer: Transformation) -> Trainer:
@@ -167,13 +181,13 @@ def _step(
 ) -> tuple[Tensor, State]:
     """One step with `loss(output, *targets)`."""
     captured = capture(loss)
-    structure, leaves, dtype = st._flat()
+    structure, row, dtype = st._as_row()
     compiled = _compiled_step(trainer, captured, training, dtype, structure)
     rates = host_rates(trainer.optimizer, st.opt_state) if trainer.optimizer.rate_count else ()
-    value, new_leaves = compiled(
-        leaves, st.rng, rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors
+    value, new_row = compiled(
+        row, st.rng, rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors
     )
-    return value, State._of(structure, new_leaves, dtype, st.rng)
+    return value, State._of(structure, new_row, dtype, st.rng)
 
 
 def _compiled_step(
@@ -191,17 +205,18 @@ def _traceable_step(
     trainer: Trainer, captured: Captured, training: bool, dtype: DType, structure: Structure
 ) -> Callable[..., Any]:
     """The step as a function of the leaves of a state, in a row, and of trees."""
+    row_structure = _row_structure(structure)
 
     def traceable(
-        leaves: tuple[Tensor, ...],
+        row: ptree.Dict,
         rng: Tensor,
         rates: tuple[Tensor, ...],
         x: Any,
         targets: tuple[Any, ...],
         context: ptree.Dict,
         tensors: tuple[Tensor, ...],
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        before = params, state, opt_state, counter = structure(leaves)
+    ) -> tuple[Tensor, ptree.Dict]:
+        before = params, state, opt_state, counter = structure(row.values())
         loss = captured.rebind(tensors)
 
         def objective(params: Tree) -> tuple[Tensor, Tree]:
@@ -217,7 +232,7 @@ def _traceable_step(
         found = ptree.difference(structure, ptree.structure(after))
         if found is not None:
             raise ValueError(f"train.step: the states before and after the step differ at {found}")
-        return value, tuple(ptree.leaves(ptree.map2(lambda _, new: new, before, after)))
+        return value, row_structure(ptree.leaves(ptree.map2(lambda _, new: new, before, after)))
 
     return traceable
 
@@ -285,9 +300,9 @@ def fit(
         try:
             for number, element in enumerate(data, 1):
                 x, targets, element_loss = _element(number, element, loss)
-                before = st
+                before = st if check_finite else None
                 value, st = _step(trainer, st, x, targets, element_loss, True, ctx)
-                if check_finite and not math.isfinite(float(value)):
+                if before is not None and not math.isfinite(float(value)):
                     raise _not_finite(trainer, before, number, float(value), x, targets, element_loss, ctx)
                 if bar is not None:
                     bar.advance(value)

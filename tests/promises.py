@@ -98,11 +98,11 @@ def nothing_compiles():
     assert default_cache().statistics == before
 
 
-def fresh_process(code, **environment):
+def fresh_process(code, seconds=120, **environment):
     """Runs Python code in a process of its own, which can import what is beside this file; the finished process."""
     # Appended after the library is imported: a folder here has its name.
     start = f"import sys, kaun; sys.path.append({str(Path(__file__).parent)!r})\n"
     return subprocess.run(
         [sys.executable, "-c", start + code], env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=seconds,
     )  # fmt: skip

@@ -98,6 +98,27 @@ def test_a_fresh_closure_per_batch_costs_no_trace():
     assert traces.count == 21
 
 
+def test_a_thousand_steps_with_fresh_closures_are_one_trace():
+    traces = Traces()
+    trainer = trainer_of(traces.layer(), optimizer=optim.adam(lr=0.01))
+    labels = [nx.asarray((Y + i) % 2) for i in range(2)]
+    st = train.fit(trainer, started(trainer), [(X, cross_entropy(labels[i % 2])) for i in range(1000)])
+    assert traces.count == 1 and int(st.step) == 1000 and len(trainer._compiled) == 1
+
+
+def test_the_inputs_of_a_step_are_named_by_their_paths():
+    own = Layer(
+        lambda *, dtype: Vars({"a": {"b": nx.ones((1,), dtype=dtype)}, "a/b": nx.ones((2,), dtype=dtype)}, (), dtype),
+        lambda params, state, x, **_: (x * params["a"]["b"] * nx.sum(params["a/b"]), state),
+    )
+    for layers, names in ((), ["params/0/weight", "params/0/bias", "step"]), ((own,), ["2/params/1/a/b"]):
+        trainer = trainer_of(*layers)
+        train.step(trainer, started(trainer), X, loss=nx.mean)
+        (function,) = trainer._compiled.values()
+        (special,) = function._specialisations.values()
+        assert {f"0.{name}" for name in names} <= set(special.graph.input_names)
+
+
 class Uncacheable:
     """A loss that cannot be seen through: traced at each step, and still right."""
 
