@@ -1,6 +1,22 @@
 """Kaun: neural networks whose whole training step is one compiled program that you can read."""
 
-from kaun import checkpoint, context, data, datasets, fn, hf, init, layer, loss, metric, nx, optim, ptree, train
+from kaun import (
+    attention,
+    checkpoint,
+    context,
+    data,
+    datasets,
+    fn,
+    hf,
+    init,
+    layer,
+    loss,
+    metric,
+    nx,
+    optim,
+    ptree,
+    train,
+)
 from kaun.compiler.ir.dtypes import (
     bfloat16,
     bool_,
@@ -22,7 +38,7 @@ from kaun.tracing import jit
 __version__ = "0.1.0"
 
 __all__ = [
-    "bfloat16", "bool_", "checkpoint", "context", "data", "datasets", "float16", "float32", "float64", "fn", "grad",
-    "gradcheck", "hf", "init", "int8", "int16", "int32", "int64", "jit", "layer", "loss", "metric", "nx", "optim",
-    "ptree", "stop_gradient", "train", "uint8", "uint16", "uint32", "uint64", "value_and_grad", "vjp",
+    "attention", "bfloat16", "bool_", "checkpoint", "context", "data", "datasets", "float16", "float32", "float64",
+    "fn", "grad", "gradcheck", "hf", "init", "int16", "int32", "int64", "int8", "jit", "layer", "loss", "metric",
+    "nx", "optim", "ptree", "stop_gradient", "train", "uint16", "uint32", "uint64", "uint8", "value_and_grad", "vjp",
 ]  # fmt: skip

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from kaun import literals
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.ir import Graph, Node, dtypes, key, ops, substitute, topological, unshared
+from kaun.compiler.ir import Graph, Node, detached, dtypes, key, ops, topological, unshared
 from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
 from kaun.runtime.program import Executable
@@ -25,6 +26,8 @@ MOST_PROGRAMS = 4096
 _identities = itertools.count()
 _LEAF_ATTRIBUTES: dict[str, Any] = {"identity": None, "dtype": None, "shape": None}
 _programs: OrderedDict[tuple[str, str], CompiledGraph] = OrderedDict()
+# How often an expression was compiled, whatever its numbers: see `literals`.
+_patterns: OrderedDict[tuple[str, str], int] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -113,16 +116,17 @@ class CompiledGraph:
         return [inputs[position] if given else computed[position] for given, position in self._results]
 
 
-def compiled(graph: Graph) -> CompiledGraph:
-    """The compiled form of `graph`: made once for each structure and machine, whatever the graph's nodes are."""
+def compiled(graph: Graph, text: str | None = None) -> CompiledGraph:
+    """The compiled form of `graph`: made once for each structure and machine, whatever the graph's nodes are.
+
+    `text`: the graph's `key`, where the caller has it already.
+    """
     target = targets.host()
-    name = (key(graph), target.key)
-    with _lock:
-        found = _programs.get(name)
-        if found is not None:
-            _programs.move_to_end(name)
-            return found
-    made = CompiledGraph(_without_values(graph), target)
+    name = (key(graph) if text is None else text, target.key)
+    found = _remembered(name)
+    if found is not None:
+        return found
+    made = CompiledGraph(detached(graph), target)
     with _lock:
         _programs[name] = made
         while len(_programs) > MOST_PROGRAMS:
@@ -130,11 +134,12 @@ def compiled(graph: Graph) -> CompiledGraph:
     return made
 
 
-def _without_values(graph: Graph) -> Graph:
-    """The same graph over inputs of its own: a program outlives the numbers it was first called with."""
-    inputs = tuple(unshared(ops.input_, node.dtype, node.shape, _LEAF_ATTRIBUTES) for node in graph.inputs)
-    outputs = substitute(graph.outputs, dict(zip(graph.inputs, inputs, strict=True)))
-    return Graph(inputs, tuple(outputs), graph.input_names)
+def _remembered(name: tuple[str, str]) -> CompiledGraph | None:
+    with _lock:
+        found = _programs.get(name)
+        if found is not None:
+            _programs.move_to_end(name)
+        return found
 
 
 def is_traced(nodes: Sequence[Node]) -> bool:
@@ -146,11 +151,17 @@ def is_traced(nodes: Sequence[Node]) -> bool:
     return any(node.op is ops.input_ and node.value is None for node in order)
 
 
-def realize(nodes: Sequence[Node]) -> None:
-    """Compute every node that has no value yet, all in one program."""
-    wanted = list(dict.fromkeys(node for node in nodes if node.value is None))
-    if not wanted:
-        return
+def realize(nodes: Sequence[Node]) -> list[Storage]:
+    """The numbers of the nodes, computed in one program where they are not known yet.
+
+    Computed nodes remember their numbers for the nodes that use them; constants are as quickly made again.
+    """
+    wanted = list(dict.fromkeys(node for node in nodes if not has_value(node)))
+    found = _compute(wanted) if wanted else {}
+    return [found[node] if node in found else node.value for node in nodes]
+
+
+def _compute(wanted: list[Node]) -> dict[Node, Storage]:
     order = topological(wanted, stop=has_value)
     for node in order:
         if node.op is ops.input_ and node.value is None:
@@ -160,12 +171,31 @@ def realize(nodes: Sequence[Node]) -> None:
             )
     leaves = tuple(node for node in order if has_value(node))
     graph = Graph(leaves, tuple(wanted))
-    for node, value in zip(wanted, compiled(graph)([n.value for n in leaves]), strict=True):
-        node.value = value
+    inputs = [node.value for node in leaves]
+    text = key(graph)
+    found = _remembered((text, targets.host().key))
+    outputs = found(inputs) if found is not None else _first_run(graph, text, inputs)
+    for node, value in zip(wanted, outputs, strict=True):
+        if node.inputs:
+            node.value = value
+    return dict(zip(wanted, outputs, strict=True))
+
+
+def _first_run(graph: Graph, text: str, inputs: list[Storage]) -> list[Storage]:
+    """Run a graph not seen before, as its own program or as one that takes its numbers as inputs (see `literals`)."""
+    pattern = (literals.pattern(graph), targets.host().key)
+    with _lock:
+        seen = _patterns.pop(pattern, 0)
+        _patterns[pattern] = seen + 1
+        while len(_patterns) > MOST_PROGRAMS:
+            _patterns.popitem(last=False)
+    if seen:
+        general, values = literals.lifted(graph)
+        if values:
+            return compiled(general)([*inputs, *(Storage.of(value) for value in values)])
+    return compiled(graph, text)(inputs)
 
 
 def array(node: Node) -> Array:
     """The read-only array of a node, computed if it was not."""
-    realize([node])
-    storage: Storage = node.value
-    return storage.array
+    return realize([node])[0].array

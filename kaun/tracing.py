@@ -51,8 +51,8 @@ class Function:
         special = self._specialise(structure, nodes)
         if special is None:
             return self.function(*structure([nx.Tensor(node) for node in nodes]))
-        execution.realize(nodes)
-        outputs = special.compiled([*(node.value for node in nodes), *special.captured])
+        storages = execution.realize(nodes)
+        outputs = special.compiled([*storages, *special.captured])
         return special.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in outputs])
 
     def specialise(self, *trees: Any) -> Specialisation:

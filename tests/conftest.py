@@ -8,9 +8,9 @@ import tempfile
 # Before anything imports the library: the cache folder is read once.
 os.environ.setdefault("KAUN_CACHE_DIR", tempfile.mkdtemp(prefix="kaun-test-cache-"))
 
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import sys
+from pathlib import Path
 
-import kaun  # noqa: E402, F401
+import kaun  # noqa: F401
 
 sys.path.append(str(Path(__file__).parent))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from kaun.runtime import program
+from kaun.runtime.cache import default_cache
 
 import kaun as kn
 from kaun import execution, layer, nx, optim, ptree, train
-from kaun.runtime import program
-from kaun.runtime.cache import default_cache
 
 
 def mlp(inputs=20, hidden=16, classes=3, rate=0.0):

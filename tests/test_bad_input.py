@@ -28,7 +28,7 @@ def nested():
     return layer.sequential([first, layer.compose(wrong, layer.relu())])
 
 
-# --- shapes, dtypes and structures -------------------------------------------------------------------------------------
+# --- shapes, dtypes and structures -----------------------------------------------------------------------------------
 
 
 def step(model, x, f):
@@ -72,7 +72,8 @@ def with_other_parameters(change):
         (lambda: predict(mlp(), "text"), TypeError, ["str"]),
         (lambda: predict(mlp(), X.astype(complex)), TypeError, ["complex128", "expected one of"]),
         (lambda: with_other_parameters(lambda p: (p[0], p[1])), ValueError, ["2", "3"]),
-        (lambda: with_other_parameters(lambda p: (ptree.Dict(weight=p[0]["weight"]), *p[1:])), ValueError, ["`0.bias`"]),
+        (lambda: with_other_parameters(
+            lambda p: (ptree.Dict(weight=p[0]["weight"]), *p[1:])), ValueError, ["`0.bias`"]),
         (lambda: with_other_parameters(
             lambda p: (ptree.Dict(weight=nx.zeros((20, 9)), bias=p[0]["bias"]), *p[1:])), ValueError,
          ["`0.weight`", "[20, 9]", "[20, 16]"]),
@@ -148,7 +149,7 @@ def test_drawing_outside_a_scope_says_how_to_open_one(draw):
         draw()
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------------
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_a_checkpoint_that_is_not_there_and_one_that_cannot_be_written(saved, tm
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
 
-# --- the cache folder ----------------------------------------------------------------------------------------------------
+# --- the cache folder ------------------------------------------------------------------------------------------------
 
 TRAIN = """
 import warnings
@@ -258,7 +259,7 @@ def test_the_cache_can_be_switched_off(tmp_path, undisturbed):
     assert not (tmp_path / "folder").exists()
 
 
-# --- Ctrl-C --------------------------------------------------------------------------------------------------------------
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 INTERRUPTED = """
 import itertools, os, signal, threading

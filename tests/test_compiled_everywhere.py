@@ -1,12 +1,13 @@
-"""Everything numeric runs in compiled kernels: with the NumPy interpreter made to raise, it all still works."""
+"""Everything numeric runs in compiled kernels: with the NumPy interpreter made to raise, it all still works; and
+whatever is asked for does compile."""
 
 import numpy as np
 import pytest
-from promises import cnn, digest, examples, mlp, started, trainer_of
+from kaun.compiler.ir import graph, interpreter
+from promises import cnn, digest, examples, fresh_process, mlp, started, trainer_of
 
 import kaun as kn
 from kaun import loss, metric, nx, ptree, train
-from kaun.compiler.ir import graph, interpreter
 
 
 class InterpretedError(AssertionError):
@@ -91,3 +92,34 @@ def test_random_numbers_reductions_gradients_and_indexing_work():
         kn.grad(lambda a: nx.sum(nx.tanh(a) @ a.T))(x), kn.jit(lambda a: nx.einsum("ij,ij->i", a, a))(x),
     )  # fmt: skip
     assert all(np.isfinite(leaf.numpy().astype(np.float64)).all() for leaf in ptree.leaves(computed))
+
+
+@pytest.mark.parametrize("kind", ["chain", "inputs", "accumulation"])
+def test_very_long_computations_compile(kind):
+    x = np.linspace(0.0, 1.0, 5, dtype=np.float32)
+    if kind == "chain":
+        tensor, expected = nx.asarray(x), x.astype(np.float64)
+        for _ in range(2000):
+            tensor, expected = nx.sin(tensor) + 0.1, np.sin(expected) + 0.1
+    elif kind == "inputs":
+        tensor = kn.jit(lambda *parts: sum(parts[1:], parts[0]))(*(x + i for i in range(500)))
+        expected = 500 * x + sum(range(500))
+    else:
+        # What a loop does that adds up its losses and looks at the sum once.
+        tensor = nx.zeros((5,))
+        for i in range(3000):
+            tensor = tensor + nx.asarray(x + i)
+        expected = 3000.0 * x + sum(range(3000))
+    np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-4)
+
+
+def test_random_numbers_drawn_inside_a_reduction_over_the_first_axis_compile(tmp_path):
+    """LLVM's search for CRC loops walks the rounds of Threefry in exponential time: it must not be among the passes."""
+    code = """
+from kaun import nx
+with nx.rng.run(seed=0):
+    drawn = nx.rng.uniform((1000, 1500))
+print(float(nx.sum(nx.softmax(drawn, axis=0))))
+"""
+    done = fresh_process(code, seconds=60, KAUN_CACHE_DIR=str(tmp_path))
+    assert abs(float(done.stdout) - 1500.0) < 0.1

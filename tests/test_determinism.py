@@ -6,12 +6,12 @@ import os
 import threading
 
 import pytest
+from kaun.runtime import threads
 from promises import digest, examples, fresh_process, mlp, started, trainer_of
 from workloads import WORKLOADS, digests
 
 import kaun as kn
 from kaun import loss, nx, train
-from kaun.runtime import threads
 
 REPORT = "import workloads; workloads.report()"
 
@@ -53,7 +53,8 @@ def test_a_kernel_loaded_next_to_kernels_just_compiled_gives_the_same_bits(tmp_p
     assert fresh_process("import workloads; workloads.trained_perceptron()", **environment).returncode == 0
     for entry in itertools.islice(sorted(tmp_path.glob("*.kernel")), 0, None, 2):
         entry.unlink()
-    done = fresh_process("import workloads, promises; print(promises.digest(workloads.trained_perceptron()))", **environment)
+    code = "import workloads, promises; print(promises.digest(workloads.trained_perceptron()))"
+    done = fresh_process(code, **environment)
     assert done.stdout.strip() == expected["trained_perceptron"], done.stderr
 
 

@@ -11,103 +11,52 @@ With KAUN_REWRITE_DOCS=1 in the environment, outputs that are out of date are wr
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
+import json
 import os
 import pkgutil
 import re
+import subprocess
+import sys
 import types
-from dataclasses import dataclass
 from pathlib import Path
 
+import docs_pages
 import pytest
+from docs_pages import ROOT, blocks, matches
 
 import kaun as kn
 from kaun import nx
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path.parent.name != "reference")
 REWRITE = bool(os.environ.get("KAUN_REWRITE_DOCS"))
 
-_BLOCK = re.compile(
-    r"^```(?P<info>[^\n`]+)\n(?P<shown>.*?)^```$|^<!-- run\n(?P<hidden>.*?)^-->$", re.MULTILINE | re.DOTALL
-)
-_PEERS = ("PyTorch", "Flax")
 
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: what follows its opening fence, its text, and where the text lies in the page."""
-
-    info: str
-    text: str
-    start: int
-    end: int
-    line: int
-
-    @property
-    def is_ours(self) -> bool:
-        return self.info == "run" or (self.info.startswith("python") and not self.is_peers)
-
-    @property
-    def is_peers(self) -> bool:
-        return any(f'title="{peer}"' in self.info for peer in _PEERS)
-
-    @property
-    def is_output(self) -> bool:
-        return self.info == 'text title="Output"'
-
-
-def blocks(page: str) -> list[Block]:
-    found = []
-    for match in _BLOCK.finditer(page):
-        group = "shown" if match["info"] else "hidden"
-        start, end = match.span(group)
-        line = page.count("\n", 0, start) + 1
-        found.append(Block((match["info"] or "run").strip(), match[group], start, end, line))
-    return found
-
-
-def printed_by(block: Block, name: str, namespace: dict[str, object]) -> str:
-    """What a block prints. Errors carry the lines of the page."""
-    code = compile("\n" * (block.line - 1) + block.text, name, "exec")
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        exec(code, namespace)
-    return output.getvalue()
-
-
-def matches(shown: str, printed: str) -> bool:
-    """Whether the output on the page stands for what was printed."""
-    lines = [line.rstrip() for line in shown.strip("\n").split("\n")]
-    pattern = ""
-    for line in lines:
-        pattern += "(?:.*\n)*" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + "\n"
-    tidy = "".join(line.rstrip() + "\n" for line in printed.strip("\n").split("\n"))
-    return re.fullmatch(pattern, tidy) is not None
+def run_alone(path: Path, folder: Path) -> list[str]:
+    """What the blocks of a page print in a process of their own, where the compiler has seen nothing before."""
+    # -P, because the folder of tests for the package has the package's name.
+    command = [sys.executable, "-P", docs_pages.__file__, str(path)]
+    done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_the_snippets_of_a_page_run_and_print_what_it_shows(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = path.read_text()
-    name = path.relative_to(ROOT).as_posix()
-    namespace: dict[str, object] = {"__name__": "__main__"}
+def test_the_snippets_of_a_page_run_and_print_what_it_shows(path: Path, tmp_path: Path) -> None:
+    page, name = path.read_text(), path.relative_to(ROOT).as_posix()
     printed, stale = "", []
-    for block in blocks(page):
+    for block, output in zip(blocks(page), run_alone(path, tmp_path), strict=True):
         if block.is_ours:
-            printed = printed_by(block, name, namespace)
+            printed = output
         elif block.is_output and not matches(block.text, printed):
             stale.append((block, printed))
-    for block, text in reversed(stale) if REWRITE else ():
-        page = page[: block.start] + text.rstrip("\n") + "\n" + page[block.end :]
+    if REWRITE and stale:
+        for block, text in reversed(stale):
+            page = page[: block.start] + text.rstrip("\n") + "\n" + page[block.end :]
         path.write_text(page)
-    if not REWRITE:
-        shown = "\n".join(f"{name}:{block.line} shows\n{block.text}\nbut this is printed:\n{text}" for block, text in stale)
-        assert not stale, f"{shown}\nKAUN_REWRITE_DOCS=1 writes the new outputs into the page"
+        return
+    shown = [f"{name}:{block.line} shows\n{block.text}\nbut this is printed:\n{text}" for block, text in stale]
+    assert not stale, "\n".join([*shown, "KAUN_REWRITE_DOCS=1 writes the new outputs into the page"])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

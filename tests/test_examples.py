@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+
+import kaun as kn
+from kaun import nx
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -40,8 +44,6 @@ def test_the_convolutional_network_learns_to_read_shifted_digits() -> None:
 
 
 def test_shifted_images_are_the_images_moved_by_at_most_a_pixel() -> None:
-    import numpy as np
-
     images = np.random.default_rng(0).random((40, 1, 8, 8)).astype(np.float32)
     moved = example("digits_cnn").shifted(images, np.random.default_rng(1))
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -51,6 +53,34 @@ def test_shifted_images_are_the_images_moved_by_at_most_a_pixel() -> None:
         assert len(places) == 1
         seen.update(places)
     assert len(seen) == 9
+
+
+def test_the_transformer_reaches_pytorchs_validation_loss_from_equal_weights_and_batches() -> None:
+    # Written by tests/reference/compare_char_transformer.py, which trains the same model in PyTorch.
+    record = json.loads((ROOT / "tests" / "reference" / "char_transformer.json").read_text())
+    transformer = example("char_transformer")
+    alphabet = "".join(sorted(set(record["text"])))
+    codes = np.array([alphabet.index(character) for character in record["text"]])
+    training, validation = np.split(codes, [int(0.9 * len(codes))])
+    trainer, state = transformer.learn(training, len(alphabet), record["steps"])
+    loss = transformer.mean_loss(trainer, state, transformer.windows(validation, 16, seed=2))
+    assert loss == pytest.approx(record["torch"], rel=0.02)
+    # The example as it is, on its own text, in the run that made the file.
+    assert record["full"]["steps"] >= 500
+    assert record["full"]["kaun"] == pytest.approx(record["full"]["torch"], rel=0.02)
+
+
+def test_the_transformer_does_not_see_later_characters() -> None:
+    transformer = example("char_transformer")
+    model = transformer.make_model(10, width=16)
+    with nx.rng.run(seed=0):
+        variables = kn.layer.init(model)
+    codes = np.arange(8)[None] % 10
+    changed = codes.copy()
+    changed[0, 5:] = 9
+    one, other = (kn.layer.apply(model, variables, x, training=False)[0].numpy() for x in (codes, changed))
+    np.testing.assert_allclose(one[:, :5], other[:, :5], atol=1e-5)
+    assert np.abs(one[:, 5:] - other[:, 5:]).max() > 1e-2
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
+from kaun.runtime.cache import default_cache
 from promises import cnn, digest, examples, mlp, started, trainer_of
 
 import kaun as kn
 from kaun import loss, nx, ptree, train
-from kaun.runtime.cache import default_cache
 
 
 def trained_perceptron():

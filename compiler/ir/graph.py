@@ -166,6 +166,22 @@ def unshared(op: Op, dtype: DType, shape: Shape, attributes: Mapping[str, Any]) 
     return node
 
 
+def detached(graph: Graph) -> Graph:
+    """A copy that shares no node with the original: keeping it keeps nobody's values alive."""
+    copies: dict[Node, Node] = {}
+    leaves = set(graph.inputs)
+    for node in graph.nodes:
+        copy = unshared(node.op, node.dtype, node.shape, node.attributes)
+        copy.source = node.source
+        if node not in leaves:
+            copy.inputs = tuple(copies[child] for child in node.inputs)
+        elif node.inputs:
+            copy.op, copy.attributes = TABLE["input"], {"identity": None, "dtype": None, "shape": None}
+        copies[node] = copy
+    inputs, outputs = (tuple(copies[node] for node in nodes) for nodes in (graph.inputs, graph.outputs))
+    return Graph(inputs, outputs, graph.input_names)
+
+
 def full(value: float, dtype: DType, shape: Shape = ()) -> Node:
     """The constant `value` everywhere in `shape`, converted to `dtype` as Python converts."""
     if dtype.kind == "bool":

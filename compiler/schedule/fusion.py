@@ -15,15 +15,17 @@ from dataclasses import dataclass
 import networkx
 
 from ..ir import ops
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, topological
 from .expand import Illegal, nontrivial
 from .loop_ir import Kernel, LoopKernel
 from .lowering import Lowered, lower
 
 # An inlined expression of at least this many operations per element is not computed twice to save memory traffic.
 EXPENSIVE = 8
-# Longest chain of operations in one expression: bounds recursion in later stages and registers in kernels.
-DEEPEST = 120
+# Longest chain of operations in one expression, and in one kernel: they bound the recursion of later stages.
+DEEPEST, DEEPEST_KERNEL = 60, 100
+# More values than this are not computed by one kernel: it would only take long to compile.
+MOST_MEMBERS = 48
 # A kernel that reduces runs its outer loops in parallel; with fewer outer iterations than this, big elementwise work
 # is better off in a kernel of its own.
 FEW_OUTER, BIG_INNER = 8, 8192
@@ -258,6 +260,8 @@ class _Fusion:
         if self._would_close_cycle(first, second):
             return False
         members = sorted(self.groups[first] + self.groups[second], key=self.order.__getitem__)
+        if len(members) > MOST_MEMBERS or self._depth(members) > DEEPEST_KERNEL:
+            return False
         outputs = self._outputs(members, {first, second})
         try:
             lowered = lower(members, outputs, self._has_memory, self.lanes)
@@ -291,6 +295,16 @@ class _Fusion:
                     return True
         return False
 
+    def _depth(self, members: list[Node]) -> int:
+        """The longest chain of nodes that computing the members goes through without a stop in memory."""
+        inside = set(members)
+        order = topological(members, stop=lambda n: n not in inside and self._has_memory(n))
+        depth: dict[Node, int] = {}
+        for node in order:
+            stops = node not in inside and self._has_memory(node)
+            depth[node] = 0 if stops else 1 + max((depth[c] for c in node.inputs), default=0)
+        return max(depth.values())
+
     def _worth_it(self, lowered: Lowered, members: list[Node], outputs: list[Node]) -> bool:
         for node, count in lowered.counts.items():
             cost = node.op.flops(node) // max(1, node.size)
@@ -302,7 +316,5 @@ class _Fusion:
             reducing = any(p.reductions for p in kernel.passes)
             biggest = max((node.size for node in outputs), default=0)
             if reducing and outer < FEW_OUTER and biggest > max(outer, 1) and biggest > BIG_INNER:
-                return False
-            if len(members) > DEEPEST // 2:
                 return False
         return True

@@ -85,10 +85,10 @@ class Tensor:
     def numpy(self) -> Array:
         """The elements as a read-only NumPy array, without a copy. ValueError while being traced."""
         node = self._node
-        array = execution.array(node)
+        (storage,) = execution.realize([node])
         if node.op is not ops.input_:
-            self._node = execution.leaf(array)  # Drops the history: what only led here can be freed.
-        return array
+            self._node = execution.computed_leaf(storage)  # Drops the history: what only led here can be freed.
+        return storage.array
 
     def item(self) -> Any:
         """The only element as a Python bool, int or float. ValueError unless there is exactly one."""
@@ -378,9 +378,10 @@ def realize(*tensors: Tensor) -> None:
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"nx.realize: got {type(tensor).__name__}, expected tensors")
-    execution.realize([tensor._node for tensor in tensors])
-    for tensor in tensors:
-        tensor.numpy()
+    storages = execution.realize([tensor._node for tensor in tensors])
+    for tensor, storage in zip(tensors, storages, strict=True):
+        if tensor._node.op is not ops.input_:
+            tensor._node = execution.computed_leaf(storage)
 
 
 def _is_tensor_like(value: object) -> bool:

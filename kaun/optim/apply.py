@@ -18,7 +18,7 @@ from .transformation import Transformation
 
 def init(tx: Transformation, params: Tree) -> Tree:
     """The optimizer's first state for these parameters."""
-    return _settled(tx.init(ptree.as_tree(params)))
+    return _settled(tx.init(_tensors(params)))
 
 
 def step(tx: Transformation, st: Tree, params: Tree, grads: Tree) -> tuple[Tree, Tree]:
@@ -41,7 +41,7 @@ def traced_step(
     tx: Transformation, st: Tree, params: Tree, grads: Tree, rates: tuple[Tensor, ...]
 ) -> tuple[Tree, Tree]:
     """`step` given the host's rates, recording only: what a compiled step is made of."""
-    params = ptree.as_tree(params)
+    params = _tensors(params)
     return tx.update(_matched("step", params, grads), st, params, *rates)
 
 
@@ -51,13 +51,18 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     ValueError, naming the path, if the two differ in structure or shape.
     """
     matched = _matched("apply_updates", params, updates)
-    return _settled(ptree.map2(lambda p, u: p + nx.astype(u, p.dtype), params, matched))
+    return _settled(ptree.map2(lambda p, u: p + nx.astype(u, p.dtype), _tensors(params), matched))
 
 
 def update(tx: Transformation, st: Tree, params: Tree, grads: Tree) -> tuple[Tree, Tree]:
     """(params, state) after one step: `step` and `apply_updates` together."""
     updates, state = step(tx, st, params, grads)
     return apply_updates(params, updates), state
+
+
+def _tensors(tree: Tree) -> Tree:
+    """The tree with every leaf a tensor: arrays and numbers are taken too."""
+    return ptree.map(nx.asarray, tree)
 
 
 def _matched(function: str, params: Tree, other: Tree) -> Tree:

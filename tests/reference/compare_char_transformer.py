@@ -138,7 +138,7 @@ def main() -> None:
     print(f"{options.steps} steps: kaun {losses['kaun']:.4f}, torch {losses['torch']:.4f}, {100 * apart:.2f} % apart")
     if options.record:
         record = {
-            "text": "the Zen of Python", "steps": RECORDED_STEPS, **validation_losses(zen(), RECORDED_STEPS),
+            "text": zen(), "steps": RECORDED_STEPS, **validation_losses(zen(), RECORDED_STEPS),
             "full": {"text": "pydoc_data.topics", "steps": options.steps, **losses, "torch_version": torch.__version__},
         }  # fmt: skip
         (HERE / "char_transformer.json").write_text(json.dumps(record, indent=1) + "\n")
