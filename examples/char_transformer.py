@@ -9,7 +9,7 @@ import pydoc_data.topics
 import numpy as np
 
 import kaun as kn
-from kaun import attention, nx
+from kaun import nx
 
 CONTEXT = 64  # characters the model sees
 BATCH = 32
@@ -19,7 +19,7 @@ def make_model(characters: int, width: int = 96, heads: int = 4, blocks: int = 2
     """Logits (B, T, characters) of the character after each of x (B, T): a small GPT with rotary positions."""
     layers = []
     for _ in range(blocks):
-        attend = attention.multi_head_attention(embed_dim=width, num_heads=heads, is_causal=True, rope=True)
+        attend = kn.attention.multi_head_attention(embed_dim=width, num_heads=heads, is_causal=True, rope=True)
         layers += [
             kn.layer.residual(kn.layer.sequential([kn.layer.layer_norm(dim=width), attend])),
             kn.layer.residual(kn.layer.sequential([

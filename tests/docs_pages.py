@@ -1,4 +1,4 @@
-"""Reads and runs the snippets of documentation pages. Run with a page, prints as JSON what each of its blocks prints."""
+"""Reads and runs the snippets of documentation pages; as a program, prints what the blocks of one print, as JSON."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A step is few kernels, and in the steady state one native call: nothing is traced, compiled or looked up again."""
 
 import numpy as np
+from kaun.runtime.cache import default_cache
 from promises import cnn, examples, mlp, native_calls, nothing_compiles, started, trainer_of
 
 import kaun as kn
@@ -82,6 +83,16 @@ def test_prediction_is_one_native_call_and_traced_once(monkeypatch):
         for _ in range(4):
             train.predict(trainer, st, x).numpy()
     assert calls.count == 4 and applied == [False]
+
+
+def test_a_loop_whose_numbers_change_compiles_no_more_than_twice():
+    x = nx.asarray(np.arange(7, dtype=np.float32))
+    before = default_cache().statistics
+    for step in range(1, 30):
+        values = x * (0.5 / step) + 1.25 * step
+        np.testing.assert_allclose(values.numpy(), np.arange(7) * (0.5 / step) + 1.25 * step, rtol=1e-6)
+    # A program is its kernels and its entry.
+    assert default_cache().statistics.compiled - before.compiled <= 4
 
 
 def test_a_four_layer_convolutional_classifier_learns_digits():

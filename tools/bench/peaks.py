@@ -90,6 +90,10 @@ def _kernels(target: Target) -> tuple[int, int]:
     return fma, copy
 
 
+def _splat(number: float, lanes: int) -> str:
+    return "<" + ", ".join([f"float {number:e}"] * lanes) + ">"
+
+
 def _fma_text(target: Target) -> str:
     """for chunk: repeat _ROUNDS times: sum[i] = sum[i] * x + y for all i; then the sums' sum is stored."""
     vector = f"<{target.lanes(4)} x float>"
@@ -112,13 +116,15 @@ def _fma_text(target: Target) -> str:
         f"  %x0 = insertelement {vector} zeroinitializer, float %small, i64 0",
         f"  %x = shufflevector {vector} %x0, {vector} poison, <{target.lanes(4)} x i32> zeroinitializer",
         f"  %y = fadd {vector} %x, %x",
+        # Sums that start alike would be recognised as one.
+        *(f"  %b{i} = fmul {vector} %x, {_splat(i + 2.0, target.lanes(4))}" for i in range(_SUMS)),
         "  br label %chunk",
         "chunk:",
         "  %c = phi i64 [ %begin, %start ], [ %c1, %store ]",
         "  br label %round",
         "round:",
         "  %r = phi i64 [ 0, %chunk ], [ %r1, %round ]",
-        *(f"  %s{i} = phi {vector} [ %x, %chunk ], [ %n{i}, %round ]" for i in range(_SUMS)),
+        *(f"  %s{i} = phi {vector} [ %b{i}, %chunk ], [ %n{i}, %round ]" for i in range(_SUMS)),
         *(line for i in range(_SUMS) for line in multiply_add(i)),
         "  %r1 = add i64 %r, 1",
         f"  %again = icmp ult i64 %r1, {_ROUNDS}",
