@@ -19,10 +19,11 @@ _SPECIAL = (0, 1, -1, 2, 0.5)
 
 
 def _is_literal(node: Node) -> bool:
-    value = node.attributes.get("value")
+    if node.op is not ops.constant:
+        return False
+    value = node.attributes["value"]
     return (
-        node.op is ops.constant
-        and node.size > 0
+        node.size > 0
         and not isinstance(value, bool)
         and value not in _SPECIAL
         and math.isfinite(float(value))

@@ -76,6 +76,8 @@ class Function:
             self._specialisations[key] = found
             while len(self._specialisations) > MOST_SPECIALISATIONS:
                 self._specialisations.popitem(last=False)
+        else:
+            self._specialisations.move_to_end(key)
         return found
 
     def _trace(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation | None:
@@ -125,7 +127,8 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled: traced once for each structure of its arguments, then run as one native program.
 
     Arguments and results are trees of tensors (numbers and arrays count as tensors); pass settings by closing over
-    them. The function must be pure: it runs only while it is traced. Usable as a decorator:
+    them. The function must be pure: it runs only while it is traced. Random numbers drawn from a scope around it are
+    therefore the same at every call; pass a key and draw inside `nx.rng.with_key(key)`. Usable as a decorator:
 
         @kn.jit
         def step(params, x):

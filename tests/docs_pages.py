@@ -73,8 +73,7 @@ def matches(shown: str, printed: str) -> bool:
 def outputs(path: Path) -> list[str]:
     """What each block of the page prints, in one namespace; nothing for blocks that do not run."""
     namespace: dict[str, object] = {"__name__": "__main__"}
-    name = path.relative_to(ROOT).as_posix()
-    return [printed_by(block, name, namespace) if block.is_ours else "" for block in blocks(path.read_text())]
+    return [printed_by(block, path.name, namespace) if block.is_ours else "" for block in blocks(path.read_text())]
 
 
 if __name__ == "__main__":

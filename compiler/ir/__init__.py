@@ -6,6 +6,6 @@ from .text import key, parse_graph, print_graph
 from .verify import VerificationError, verify
 
 __all__ = [
-    "Graph", "Node", "Op", "VerificationError", "detached", "dtypes", "full", "key", "ops", "parse_graph", "print_graph",
-    "rebuild", "rewrite", "source", "substitute", "topological", "unshared", "verify",
+    "Graph", "Node", "Op", "VerificationError", "detached", "dtypes", "full", "key", "ops", "parse_graph",
+    "print_graph", "rebuild", "rewrite", "source", "substitute", "topological", "unshared", "verify",
 ]  # fmt: skip

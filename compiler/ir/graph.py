@@ -124,7 +124,11 @@ class Node:
 TABLE: dict[str, Op] = {}
 
 _serials = itertools.count()
-_interned: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
+# Weak references without callbacks: what a callback raises, Ctrl-C for one, would be lost. Dead entries are swept when
+# the table has doubled since the last sweep.
+_interned: dict[tuple[Any, ...], weakref.ref[Node]] = {}
+_SMALLEST_TABLE = 10_000
+_sweep_at = _SMALLEST_TABLE
 _lock = threading.Lock()
 
 
@@ -137,7 +141,8 @@ def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> N
     """The node for (op, inputs, attributes): an existing one, or a new one after its types have been checked."""
     values = tuple(attributes[name] for name in op.attributes)
     key = (op.name, tuple(node.serial for node in inputs), tuple(map(_key, values)))
-    node = _interned.get(key)
+    known = _interned.get(key)
+    node = known() if known is not None else None
     if node is not None:
         return node
     if len(attributes) != len(op.attributes):
@@ -152,9 +157,24 @@ def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> N
     node.dtype, node.shape = dtype, shape
     node.source = source_module.current()
     node.value = None
+    node.serial = next(_serials)
+    return _register(key, node)
+
+
+def _register(key: tuple[Any, ...], node: Node) -> Node:
+    """The node that stands for `key`: another thread's if that was first."""
+    global _sweep_at
     with _lock:
-        node.serial = next(_serials)
-        return _interned.setdefault(key, node)
+        known = _interned.get(key)
+        first = known() if known is not None else None
+        if first is not None:
+            return first
+        if len(_interned) >= _sweep_at:
+            for dead in [k for k, reference in _interned.items() if reference() is None]:
+                del _interned[dead]
+            _sweep_at = max(_SMALLEST_TABLE, 2 * len(_interned))
+        _interned[key] = weakref.ref(node)
+        return node
 
 
 def unshared(op: Op, dtype: DType, shape: Shape, attributes: Mapping[str, Any]) -> Node:

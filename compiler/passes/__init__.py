@@ -16,6 +16,7 @@ from .lower_convolutions import lower_convolutions
 from .rules import isolate_inputs
 from .share_subexpressions import share_subexpressions
 from .simplify import simplify
+from .split_concatenations import split_concatenations
 from .split_reductions import split_reductions
 from .widen_accumulations import widen_accumulations
 
@@ -29,6 +30,7 @@ PASSES: dict[str, Pass] = {
         simplify,
         lower_convolutions,
         share_subexpressions,
+        split_concatenations,
         split_reductions,
         widen_accumulations,
         eliminate_dead_code,
@@ -45,6 +47,7 @@ STANDARD: tuple[str, ...] = (
     "share_subexpressions",
     "simplify",
     "share_subexpressions",
+    "split_concatenations",
     "split_reductions",
     "widen_accumulations",
     "eliminate_dead_code",
@@ -62,6 +65,7 @@ def run(graph: Graph, names: Iterable[str] = STANDARD) -> Graph:
 
 __all__ = [
     "PASSES", "STANDARD", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants", "isolate_inputs",
-    "lower_convolutions", "run", "share_subexpressions", "simplify", "split_reductions",
+    "lower_convolutions", "run", "share_subexpressions", "simplify", "split_concatenations",
+    "split_reductions",
     "widen_accumulations",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from ..ir import ops
 from ..ir.graph import Graph, Node, topological
 from .expand import Illegal, nontrivial
 from .loop_ir import Kernel, LoopKernel
-from .lowering import Lowered, lower
+from .lowering import MOST_PARTS, Lowered, lower
 
 # An inlined expression of at least this many operations per element is not computed twice to save memory traffic.
 EXPENSIVE = 8
@@ -54,6 +54,9 @@ def fuse(graph: Graph, lanes: int = 1) -> list[ScheduledKernel]:
 
 
 def _needs_kernel(node: Node) -> bool:
+    """Whether the node is computed by loops of its own rather than inside its users' expressions."""
+    if node.op is ops.concat:
+        return len(node.inputs) > MOST_PARTS
     return node.op.kind in ("reduce", "contract") or node.op is ops.scatter_add
 
 
@@ -249,7 +252,7 @@ class _Fusion:
         shapes = []
         for number in (first, second):
             members = self.groups[number]
-            if any(m.op.kind == "contract" or m.op is ops.scatter_add for m in members):
+            if any(m.op.kind == "contract" or m.op in (ops.scatter_add, ops.concat) for m in members):
                 return False
             reducing = [m for m in members if m.op.kind == "reduce"] or members
             shapes.append(nontrivial(reducing[0].shape))

@@ -27,6 +27,9 @@ from .loop_ir import (
     Value,
 )
 
+# A concatenation of more parts than this is written part by part; of fewer it is a choice inside an expression.
+MOST_PARTS = 4
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -48,6 +51,11 @@ def lower(
     scatters = [m for m in members if m.op is ops.scatter_add]
     if len(contractions) + len(scatters) > 1:
         raise Illegal("two contractions or scatters")
+    joins = [m for m in members if m.op is ops.concat]
+    if any(len(m.inputs) > MOST_PARTS for m in joins):
+        if len(members) > 1:
+            raise Illegal("a concatenation of many parts has a kernel of its own")
+        return _lower_concat(joins[0], has_memory)
     if scatters:
         if len(members) > 1:
             raise Illegal("a scatter_add has a kernel of its own")
@@ -305,6 +313,32 @@ def _lower_scatter(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
     clear = Pass((row,) if row.extent != 1 else (), (), (zero,))
     passes = (clear, Pass(places, (), (add,)))
     return Lowered(LoopKernel(tuple(expander.buffers.values()), outer, passes), expander.counts())
+
+
+# Concatenations
+
+
+def _lower_concat(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
+    """Each part is written to its place in a pass of its own; the other axes are parallel."""
+    axis = node.attributes["axis"]
+    rest = tuple(1 if a == axis else n for a, n in enumerate(node.shape))
+    outer = tuple(Variable(f"o{i}", n) for i, n in enumerate(nontrivial(rest)))
+    expander = Expander(has_memory, outer=outer)
+    around = spread(rest, outer)
+    buffer = expander.buffer(node)
+    passes, start = [], 0
+    for number, part in enumerate(node.inputs):
+        extent = part.shape[axis]
+        along = Variable(f"r{number}_0", extent)
+        place = tuple(indexing.of(along) if a == axis else i for a, i in enumerate(around))
+        value = expander.expand(part, place)
+        moved = tuple(i + start if a == axis else i for a, i in enumerate(place))
+        store = Store(buffer, indexing.flatten(moved, node.shape), value)
+        if extent:
+            passes.append(Pass((along,) if extent != 1 else (), (), (store,)))
+        start += extent
+    kernel = LoopKernel(tuple(expander.buffers.values()), outer, tuple(passes))
+    return Lowered(kernel, expander.counts())
 
 
 # Contractions
