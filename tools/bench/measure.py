@@ -75,6 +75,7 @@ class Result:
     values: list[float]
     kernels: list[dict[str, Any]]
     arena_bytes: int
+    closures: dict[str, float] | None = None
     compile_times: CompileTimes | None = None
 
 
@@ -142,6 +143,7 @@ def _measure(
         values=workers[0].ask("values", count=CHECKED),
         kernels=kernels["kernels"],
         arena_bytes=kernels["arena_bytes"],
+        closures=kernels["closures"],
         compile_times=times,
     )
 

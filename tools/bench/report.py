@@ -145,6 +145,13 @@ def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
         f"{duration(step)}. Arena {result.arena_bytes:,} bytes. `of limit`: the time that the measured peaks allow for "
         "the kernel's operations and bytes (each buffer once), over the time it takes."
     )
+    if result.closures is not None:
+        closures = result.closures
+        note += (
+            f" With a fresh closure as the loss of each of {closures['steps']:,} batches a step takes "
+            f"{duration(closures['step'])}, {duration(max(0.0, closures['step'] - closures['native']))} beyond the "
+            f"native call, and compiles {closures['compiled']} further kernels."
+        )
     columns = ("", "kernel", "layers", "time", "share", "GFLOP/s", "GB/s", "of limit")
     return Table(f"Kernels of {result.title}", columns, rows, note, (0, 1, 2))
 
