@@ -155,7 +155,8 @@ def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> N
     node = Node()
     node.op, node.inputs, node.attributes = op, inputs, dict(zip(op.attributes, values, strict=True))
     node.dtype, node.shape = dtype, shape
-    node.source = source_module.current()
+    # Equal constants of the whole process are one node, so a constant comes from nowhere in particular.
+    node.source = source_module.current() if inputs or op.name == "input" else source_module.UNKNOWN
     node.value = None
     node.serial = next(_serials)
     return _register(key, node)

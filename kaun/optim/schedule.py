@@ -22,9 +22,6 @@ from typing import Any, TypeAlias, overload
 Number: TypeAlias = Any
 """A Python float, or a tensor while a step is traced."""
 
-ScheduleLike: TypeAlias = "Schedule | Callable[[int], float] | float"
-
-
 def _power(base: float, exponent: float) -> float:
     # Tensors overflow to infinity; the host must agree.
     try:
@@ -88,6 +85,10 @@ class Schedule:
 
 
 # --- checking what was given ---------------------------------------------------------------------------------------
+
+
+ScheduleLike: TypeAlias = Schedule | Callable[[int], float] | float
+"""What optimizers take as a learning rate: a schedule, any function of the step, or a constant."""
 
 
 def _number(function: str, name: str, value: Any) -> float:
