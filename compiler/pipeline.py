@@ -1,11 +1,12 @@
 """The pipeline: every stage from a traced graph to a program, in order. The page to read first.
 
-traced        the graph as the user's function built it, gradients included   compiler/ir, compiler/autodiff
-simplified    after the graph passes                                          compiler/passes
-fused         which nodes share a kernel                                      compiler/schedule/fusion.py
-scheduled     each kernel as loop IR, launches, memory plan                   compiler/schedule, compiler/program.py
-llvm          each kernel as LLVM IR                                          compiler/codegen
-assembly      made by the runtime, which owns LLVM                            runtime/engine.py
+    traced          the graph as the user's function built it                 compiler/ir
+    differentiated  the same with gradients and updates                       compiler/autodiff
+    simplified      after the graph passes                                    compiler/passes
+    fused           which nodes share a kernel                                compiler/schedule/fusion.py
+    scheduled       each kernel as loop IR, launches, memory plan             compiler/schedule, compiler/program.py
+    llvm            each kernel as LLVM IR                                    compiler/codegen
+    assembly        made by the runtime, which owns LLVM                      runtime/engine.py
 """
 
 from __future__ import annotations
@@ -25,20 +26,30 @@ from .schedule.loop_ir import Kernel
 from .schedule.memory import Lifetime, peak_bytes, plan_arena
 from .schedule.text import print_kernel
 
-STAGES: tuple[str, ...] = ("traced", "simplified", "fused", "scheduled", "llvm")
+STAGES: tuple[str, ...] = ("traced", "differentiated", "simplified", "fused", "scheduled", "llvm")
 
 
 @dataclass(frozen=True, eq=False)
 class Compilation:
     """A graph on its way to a program; each stage is computed when it is first looked at."""
 
-    traced: Graph
+    differentiated: Graph
     target: VectorTarget
 
     @cached_property
+    def traced(self) -> Graph:
+        """The forward part of the graph: up to what its results, gradients and updates are made from."""
+        graph = self.differentiated
+        forward = [node for node in graph.nodes if node.source.phase == "forward"]
+        kept = set(forward)
+        needed = set(graph.outputs) | {c for node in graph.nodes if node not in kept for c in node.inputs}
+        ends = [node for node in forward if node in needed and node.inputs]
+        return Graph(graph.inputs, tuple(ends), graph.input_names)
+
+    @cached_property
     def simplified(self) -> Graph:
-        """The graph after the standard passes. Its inputs correspond to the traced graph's, one by one."""
-        return passes.run(self.traced)
+        """The graph after the standard passes. Its inputs correspond to the differentiated graph's, one by one."""
+        return passes.run(self.differentiated)
 
     @cached_property
     def kernels(self) -> list[ScheduledKernel]:
@@ -107,6 +118,8 @@ class Compilation:
         """The text of a stage. ValueError for a name that is not in STAGES."""
         if name == "traced":
             return print_graph(self.traced)
+        if name == "differentiated":
+            return print_graph(self.differentiated)
         if name == "simplified":
             return print_graph(self.simplified)
         if name == "fused":

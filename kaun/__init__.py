@@ -17,6 +17,7 @@ from kaun import (
     ptree,
     train,
 )
+from kaun.compiled import Compiled, compile, spec
 from kaun.compiler.ir.dtypes import (
     bfloat16,
     bool_,
@@ -38,10 +39,12 @@ from kaun.tracing import jit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Compiled",
     "attention",
     "bfloat16",
     "bool_",
     "checkpoint",
+    "compile",
     "context",
     "data",
     "datasets",
@@ -64,6 +67,7 @@ __all__ = [
     "nx",
     "optim",
     "ptree",
+    "spec",
     "stop_gradient",
     "train",
     "uint8",
@@ -72,4 +76,4 @@ __all__ = [
     "uint64",
     "value_and_grad",
     "vjp",
-]  # fmt: skip
+]
