@@ -40,10 +40,13 @@ class Compilation:
     def traced(self) -> Graph:
         """The forward part of the graph: up to what its results, gradients and updates are made from."""
         graph = self.differentiated
-        forward = [node for node in graph.nodes if node.source.phase == "forward"]
-        kept = set(forward)
-        needed = set(graph.outputs) | {c for node in graph.nodes if node not in kept for c in node.inputs}
-        ends = [node for node in forward if node in needed and node.inputs]
+        given = set(graph.inputs)
+        forward: set[Node] = set()
+        for node in graph.nodes:
+            if node in given or (node.source.phase == "forward" and all(c in forward for c in node.inputs)):
+                forward.add(node)
+        needed = set(graph.outputs) | {c for node in graph.nodes if node not in forward for c in node.inputs}
+        ends = [node for node in graph.nodes if node in forward and node in needed and node.inputs]
         return Graph(graph.inputs, tuple(ends), graph.input_names)
 
     @cached_property
