@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from kaun.nx import Tensor
 
 # Looking at the loss waits for the step, and drawing takes longer than a small step: both happen at this interval.
@@ -17,13 +15,15 @@ class Bar:
     """A progress bar over `total` steps (None: unknown), drawn while its context is open."""
 
     def __init__(self, total: int | None) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+        from rich import progress  # here, as importing it takes longer than many a program trains
+
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
         )
         self._task = self._progress.add_task("loss   ...", total=total, rate="")
         self._steps = 0
