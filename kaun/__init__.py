@@ -33,6 +33,7 @@ from kaun.compiler.ir.dtypes import (
     uint32,
     uint64,
 )
+from kaun.compiler.ir.dtypes import bool_ as bool
 from kaun.gradients import grad, gradcheck, stop_gradient, value_and_grad, vjp
 from kaun.tracing import jit
 
@@ -42,6 +43,7 @@ __all__ = [
     "Compiled",
     "attention",
     "bfloat16",
+    "bool",
     "bool_",
     "checkpoint",
     "compile",

@@ -8,6 +8,7 @@ from kaun import fn, nx, ptree
 from kaun import init as initializers
 from kaun.compiler.ir.dtypes import DType, bool_
 from kaun.context import Context
+from kaun.described import described
 from kaun.fn.attention import rope
 from kaun.init import Initializer
 from kaun.layer import Layer, Vars, check_counts, checked_parameters
@@ -23,6 +24,7 @@ MASK = "attention_mask"
 _rotated = rope  # `rope` is also the name of an option below.
 
 
+@described
 def multi_head_attention(
     *,
     embed_dim: int,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from kaun import fn, nx, ptree
 from kaun import init as initializers
@@ -18,6 +18,7 @@ from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType, float32
 from kaun.compiler.ir.dtypes import of as dtype_of
 from kaun.context import Context
+from kaun.described import Described, block, described, remember
 from kaun.fn.windows import Extents, Padding, extents
 from kaun.init import Initializer
 from kaun.nx import Tensor
@@ -25,7 +26,7 @@ from kaun.nx.errors import describe, invalid_type, invalid_value, located
 from kaun.ptree import Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vars:
     """A layer's variables: `params` is trained, `state` changes in the forward pass (running statistics), both trees;
     `dtype` is that of the parameters and of the computation."""
@@ -39,6 +40,10 @@ class Vars:
         object.__setattr__(self, "params", ptree.as_tree(self.params))
         object.__setattr__(self, "state", ptree.as_tree(self.state))
         object.__setattr__(self, "dtype", dtype_of(self.dtype))
+
+    def __repr__(self) -> str:
+        parts = [f"params={ptree.text(self.params)}", f"state={ptree.text(self.state)}", f"dtype={self.dtype}"]
+        return block("Vars(", parts, ")")
 
     def with_params(self, params: Tree) -> Vars:
         """These variables with other parameters."""
@@ -63,12 +68,19 @@ class Apply(Protocol):
     ) -> tuple[Any, Tree]: ...
 
 
-@dataclass(frozen=True)
-class Layer:
+@dataclass(frozen=True, repr=False)
+class Layer(Described):
     """`init(*, dtype) -> Vars` and `apply(params, state, x, *, dtype, training, ctx) -> (y, state)`, both pure."""
 
     init: Init
     apply: Apply
+
+    def __call__(self, *args: Any, **keywords: Any) -> NoReturn:
+        """TypeError: a layer holds no parameters, so it cannot be called like a function."""
+        raise TypeError(
+            "layer.Layer: a layer is not called; apply it to its variables and an input with "
+            "`y, vars = kn.layer.apply(model, vars, x, training=...)`, or use `kn.train.predict(trainer, st, x)`"
+        )
 
 
 def init(model: Layer, *, dtype: DType = float32) -> Vars:
@@ -79,7 +91,9 @@ def init(model: Layer, *, dtype: DType = float32) -> Vars:
     dtype = dtype_of(dtype)
     if not dtype.is_float:
         raise TypeError(f"layer.init: got dtype {dtype}, expected a float dtype")
-    made = model.init(dtype=dtype)
+    if not isinstance(model, Layer):
+        raise TypeError(f"layer.init: got model {type(model).__name__}, expected a Layer")
+    made = _made(model, model.init(dtype=dtype))
     nx.realize(*ptree.leaves(made.params), *ptree.leaves(made.state))
     return made
 
@@ -92,8 +106,34 @@ def apply(model: Layer, vars: Vars, x: Any, *, training: bool, ctx: Context | No
     switches dropout and batch statistics on. ValueError or TypeError, naming the layer's path and the shapes, for an
     input or parameters that do not fit.
     """
-    y, state = model.apply(vars.params, vars.state, _input(x, vars.dtype), dtype=vars.dtype, training=training, ctx=ctx)
+    if not isinstance(model, Layer) or not isinstance(vars, Vars):
+        raise TypeError(
+            f"layer.apply: got {type(model).__name__} and {type(vars).__name__}, expected a Layer and its Vars "
+            "(from `kn.layer.init`, or `st.vars` of a training state)"
+        )
+    x = _input(x, vars.dtype)
+    given = model.apply(vars.params, vars.state, x, dtype=vars.dtype, training=training, ctx=ctx)
+    y, state = _pair(model, given)
     return y, vars.with_state(state)
+
+
+# What a user's own layer returns is checked; layers call these with it, so that an error has no frame of them.
+
+
+def _made(layer: Layer, made: object) -> Vars:
+    if not isinstance(made, Vars):
+        raise TypeError(
+            f"layer.init: the init of {layer!r} returned {type(made).__name__}, expected Vars(params, state, dtype)"
+        )
+    return made
+
+
+def _pair(layer: Layer, given: object) -> tuple[Any, Tree]:
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise invalid_type(
+            "layer.apply", f"the apply of {layer!r} returned {_kind_of(given)}, expected a pair (y, state)"
+        )
+    return given
 
 
 def _input(x: Any, dtype: DType) -> Any:
@@ -173,6 +213,7 @@ def _affine(
     return Layer(init, apply)
 
 
+@described
 def linear(
     *,
     in_features: int,
@@ -197,6 +238,7 @@ def linear(
     return _affine("linear", (in_features, out_features), out_features, weight_init, bias_init, forward)
 
 
+@described
 def conv1d(
     *,
     in_channels: int,
@@ -221,6 +263,7 @@ def conv1d(
     return _affine("conv1d", (out_channels, in_channels, size), out_channels, weight_init, bias_init, forward)
 
 
+@described
 def conv2d(
     *,
     in_channels: int,
@@ -253,6 +296,7 @@ def conv2d(
     return _affine("conv2d", shape, out_channels, weight_init, bias_init, forward)
 
 
+@described
 def embedding(
     *,
     vocab_size: int,
@@ -286,6 +330,7 @@ def embedding(
 # --- normalisation and dropout ---------------------------------------------------------------------------------------
 
 
+@described
 def layer_norm(*, dim: int, eps: float = 1e-5) -> Layer:
     """`fn.layer_norm` over the last axis, of extent `dim`. Parameters: gamma (dim,) of ones, beta (dim,) of zeros."""
     check_counts("layer.layer_norm", dim=dim)
@@ -303,6 +348,7 @@ def layer_norm(*, dim: int, eps: float = 1e-5) -> Layer:
     return Layer(init, apply)
 
 
+@described
 def rms_norm(*, dim: int, eps: float = 1e-6) -> Layer:
     """`fn.rms_norm` over the last axis, of extent `dim`. Parameters: scale (dim,) of ones."""
     check_counts("layer.rms_norm", dim=dim)
@@ -320,6 +366,7 @@ def rms_norm(*, dim: int, eps: float = 1e-6) -> Layer:
     return Layer(init, apply)
 
 
+@described
 def batch_norm(*, num_features: int, momentum: float = 0.99, eps: float = 1e-5) -> Layer:
     """`fn.batch_norm`: statistics over the batch when training, running ones otherwise.
 
@@ -369,6 +416,7 @@ def _features(function: str, x: Tensor, axis: int, count: int) -> None:
         raise invalid_value(f"layer.{function}", f"got x {describe(x._node)}, expected extent {count} in axis {axis}")
 
 
+@described
 def dropout(*, rate: float) -> Layer:
     """`fn.dropout` when training, the identity otherwise. ValueError unless 0 <= rate < 1."""
     if not 0.0 <= rate < 1.0:
@@ -385,11 +433,13 @@ def dropout(*, rate: float) -> Layer:
 # --- without parameters ----------------------------------------------------------------------------------------------
 
 
+@described
 def relu() -> Layer:
     """`fn.relu`: max(x, 0)."""
     return _stateless(fn.relu)
 
 
+@described
 def gelu(*, approximate: str = "none") -> Layer:
     """`fn.gelu`: exact, or with `approximate="tanh"`."""
     if approximate not in ("none", "tanh"):
@@ -397,46 +447,55 @@ def gelu(*, approximate: str = "none") -> Layer:
     return _stateless(functools.partial(fn.gelu, approximate=approximate))
 
 
+@described
 def silu() -> Layer:
     """`fn.silu`: x * sigmoid(x)."""
     return _stateless(fn.silu)
 
 
+@described
 def tanh() -> Layer:
     """`fn.tanh`."""
     return _stateless(fn.tanh)
 
 
+@described
 def sigmoid() -> Layer:
     """`fn.sigmoid`: 1 / (1 + exp(-x))."""
     return _stateless(fn.sigmoid)
 
 
+@described
 def softmax(*, axis: int = -1) -> Layer:
     """`fn.softmax` along `axis`."""
     return _stateless(functools.partial(fn.softmax, axis=axis))
 
 
+@described
 def leaky_relu(*, negative_slope: float = 0.01) -> Layer:
     """`fn.leaky_relu`: x for x >= 0, negative_slope * x below."""
     return _stateless(functools.partial(fn.leaky_relu, negative_slope=negative_slope))
 
 
+@described
 def elu(*, alpha: float = 1.0) -> Layer:
     """`fn.elu`: x for x > 0, alpha * (exp(x) - 1) below."""
     return _stateless(functools.partial(fn.elu, alpha=alpha))
 
 
+@described
 def max_pool2d(*, kernel_size: Extents, stride: Extents | None = None, padding: Padding = "valid") -> Layer:
     """`fn.max_pool2d` of x (N, C, H, W); the stride is the kernel size unless given."""
     return _stateless(functools.partial(fn.max_pool2d, kernel_size=kernel_size, stride=stride, padding=padding))
 
 
+@described
 def avg_pool2d(*, kernel_size: Extents, stride: Extents | None = None, padding: Padding = "valid") -> Layer:
     """`fn.avg_pool2d` of x (N, C, H, W); the stride is the kernel size unless given."""
     return _stateless(functools.partial(fn.avg_pool2d, kernel_size=kernel_size, stride=stride, padding=padding))
 
 
+@described
 def flatten() -> Layer:
     """x (N, ...) to (N, M): all axes but the first become one."""
 
@@ -463,7 +522,7 @@ def sequential(layers: Sequence[Layer]) -> Layer:
     _check_layers("sequential", children)
 
     def init(*, dtype: DType) -> Vars:
-        made = [child.init(dtype=dtype) for child in children]
+        made = [_made(child, child.init(dtype=dtype)) for child in children]
         return Vars(tuple(one.params for one in made), tuple(one.state for one in made), dtype)
 
     def apply(
@@ -478,13 +537,15 @@ def sequential(layers: Sequence[Layer]) -> Layer:
         for position, child in enumerate(children):
             with source.layer(str(position)):
                 variables = params[position], state[position]
-                x, new_state = child.apply(*variables, x, dtype=dtype, training=training, ctx=ctx)
+                given = child.apply(*variables, x, dtype=dtype, training=training, ctx=ctx)
+                x, new_state = _pair(child, given)
             states.append(new_state)
         return x, tuple(states)
 
-    return Layer(init, apply)
+    return remember(Layer(init, apply), "sequential", children)
 
 
+@described
 def compose(left: Layer, right: Layer) -> Layer:
     """`right` applied to the output of `left`; what goes between may be of another type, such as indices to floats.
 
@@ -494,7 +555,7 @@ def compose(left: Layer, right: Layer) -> Layer:
     _check_layers("compose", tuple(children.values()))
 
     def init(*, dtype: DType) -> Vars:
-        made = {name: child.init(dtype=dtype) for name, child in children.items()}
+        made = {name: _made(child, child.init(dtype=dtype)) for name, child in children.items()}
         return Vars(
             ptree.Dict({name: one.params for name, one in made.items()}),
             ptree.Dict({name: one.state for name, one in made.items()}),
@@ -512,12 +573,15 @@ def compose(left: Layer, right: Layer) -> Layer:
         states = {}
         for name, child in children.items():
             with source.layer(name):
-                x, states[name] = child.apply(params[name], state[name], x, dtype=dtype, training=training, ctx=ctx)
+                variables = params[name], state[name]
+                given = child.apply(*variables, x, dtype=dtype, training=training, ctx=ctx)
+                x, states[name] = _pair(child, given)
         return x, ptree.Dict(states)
 
     return Layer(init, apply)
 
 
+@described
 def residual(inner: Layer) -> Layer:
     """x + inner(x), for an inner layer that keeps the shape. Parameters and state are those of `inner`.
 
@@ -528,7 +592,7 @@ def residual(inner: Layer) -> Layer:
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        y, new_state = inner.apply(params, state, x, dtype=dtype, training=training, ctx=ctx)
+        y, new_state = _pair(inner, inner.apply(params, state, x, dtype=dtype, training=training, ctx=ctx))
         if y.shape != x.shape:
             raise invalid_value(
                 "layer.residual", f"got {describe(y._node)} from the inner layer, expected the input's {list(x.shape)}"

@@ -39,6 +39,9 @@ class Tracker:
         """All means in one line, in the order of the names: "accuracy 0.9700  loss 0.1234"."""
         return "  ".join(f"{name} {self.mean(name):.4f}" for name in sorted(self._sums))
 
+    def __repr__(self) -> str:
+        return f"Tracker({self.summary()})"
+
     def _known(self, name: str) -> str:
         if name not in self._sums:
             raise KeyError(f"metric.tracker: nothing observed under {name!r}; the names are {sorted(self._sums)}")

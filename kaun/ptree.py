@@ -137,7 +137,7 @@ class Dict(Mapping[str, Any]):
         return Dict({**self, **other})
 
     def __repr__(self) -> str:
-        return _format_value(self)
+        return text(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle_dict, (tuple(self._index), self._values)
@@ -355,7 +355,8 @@ def difference(first: Structure, second: Structure, path: str = "") -> str | Non
         return None
     same = first.kind is second.kind and len(first.children) == len(second.children)
     if not same or (first.kind is Dict and first.index.keys() != second.index.keys()):
-        return f"`{path}`: {_kind_name(first)} against {_kind_name(second)}"
+        where = f"`{path}`" if path else "the root"
+        return f"{where}: {_kind_name(first)} against {_kind_name(second)}"
     for position, child in enumerate(first.children):
         step = _step(first, position)
         other = second.children[second.index[step] if first.kind is Dict else position]
@@ -393,12 +394,16 @@ def _format_leaf(leaf: Any) -> str:
     return f"{_dtype_name(leaf)}[{', '.join(str(extent) for extent in leaf.shape)}]"
 
 
-def _format_value(value: Any) -> str:
-    """One line if it fits, else one line per entry; leaves as `float32[784, 128]`, what is no tree by its own repr."""
+def text(value: Any) -> str:
+    """A tree as text, as the `repr` of a `Dict` is: one line if it fits, else one line per entry; leaves as
+    `float32[784, 128]`, what is no tree by its own repr.
+    """
     collected: list[Any] = []
     try:
         found = _collect(value, collected)
     except _NotATreeError:
+        if not isinstance(value, Mapping):
+            return repr(value)
         return f"Dict({', '.join(f'{key}: {entry!r}' for key, entry in value.items())})"
     return _format(found, [_format_leaf(leaf) for leaf in collected])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from kaun.closure import Captured, capture
 from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType, float32, int32
 from kaun.context import Context
+from kaun.described import block
 from kaun.finite import NotFiniteError as NotFiniteError
 from kaun.finite import broken_leaves, outputs_by_layer
 from kaun.gradients import value_and_grad
@@ -47,13 +49,16 @@ class EarlyStop(Exception):
     """Raise it in `report` to end `fit`, which then returns the state it has reached."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trainer:
     """A model and its optimizer, and the steps compiled for them."""
 
     model: Layer
     optimizer: Transformation
     _compiled: OrderedDict[Hashable, tracing.Function] = field(default_factory=OrderedDict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return block("Trainer(", [f"model={self.model!r}", f"optimizer={self.optimizer!r}"], ")")
 
     def _remembered(self, key: Hashable, make: Callable[[], tracing.Function]) -> tracing.Function:
         found = self._compiled.get(key)
@@ -64,7 +69,7 @@ class Trainer:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """All of a training run: variables, optimizer state, number of steps made (int32) and random key. Immutable."""
 
@@ -98,6 +103,11 @@ class State:
             leaves, structure = ptree.flatten((self.vars.params, self.vars.state, self.opt_state, self.step))
             found = self.__dict__["_row"] = (structure, _row_structure(structure)(leaves), self.vars.dtype)
         return found
+
+    def __repr__(self) -> str:
+        step = repr(self.step) if nx.is_traced(self.step) else self.step.item()
+        parts = [f"vars={self.vars!r}", f"opt_state={ptree.text(self.opt_state)}", f"step={step}"]
+        return block("State(", [*parts, f"rng={ptree.text(self.rng)}"], ")")
 
     def to_tree(self) -> ptree.Dict:
         """The state as a tree: `params`, `state`, `optimizer`, `step`, `rng`."""
@@ -167,7 +177,24 @@ def step(
     `loss` gives a scalar. `training=False` applies the layers as in evaluation but still updates the parameters.
     ValueError or TypeError for shapes that do not fit, and for a loss that is not a float scalar.
     """
+    _check_given("step", trainer, st)
+    _check_loss("step", loss)
     return _step(trainer, st, x, (), loss, training, ctx)
+
+
+def _check_given(function: str, trainer: object, st: object) -> None:
+    if not isinstance(trainer, Trainer) or not isinstance(st, State):
+        raise TypeError(
+            f"train.{function}: got {type(trainer).__name__} and {type(st).__name__}, expected a Trainer and its State"
+            + (" (train.step returns the loss and the state)" if isinstance(st, tuple) else "")
+        )
+
+
+def _check_loss(function: str, loss: object) -> None:
+    if not callable(loss):
+        raise TypeError(
+            f"train.{function}: got a loss of type {type(loss).__name__}, expected a function such as kaun.loss.mse"
+        )
 
 
 def _step(
@@ -293,8 +320,13 @@ def fit(
     ValueError with the number of the step and the path of the first layer whose output was not finite.
 
     Steps run outside of Python's lock, so `data.prefetch()` makes the next batches meanwhile. The state given stays
-    valid. TypeError for an element that is not such a pair.
+    valid. TypeError for an element that is not such a pair; a UserWarning if there is no element at all, which is what
+    a pipeline that was passed through gives until its `reset`.
     """
+    _check_given("fit", trainer, st)
+    if loss is not None:
+        _check_loss("fit", loss)
+    number = 0
     # Each state but the first belongs to this loop, which may reuse its memory unless `report` was shown it.
     with Bar(_length(data)) if progress else nullcontext() as bar:
         try:
@@ -310,6 +342,12 @@ def fit(
                     report(step=number, loss=float(value), state=st)
         except (EarlyStop, KeyboardInterrupt):
             return st
+    if number == 0:
+        warnings.warn(
+            "train.fit: the data gave no element, so nothing was trained; a pipeline is passed through once: call "
+            "data.reset() before the next epoch",
+            stacklevel=2,
+        )
     return st
 
 
@@ -354,6 +392,8 @@ def _not_finite(
     sources = (("the input", inputs), ("the targets", (_as_input(targets), captured.tensors)), ("the context", context))
     causes = [f"{name} held NaN or infinity" for name, tree in sources if broken_leaves(tree)]
     causes += [f"the parameter `{path}` held NaN or infinity" for path in broken_leaves(st.vars.params)]
+    if layer is None and not causes:
+        causes = ["a class index outside of the classes makes loss.cross_entropy_sparse NaN"]
     message = f"train.fit: the loss of step {number} is {value}; " + "; ".join([where, *causes])
     return NotFiniteError(message, number, layer, st)
 
@@ -387,6 +427,7 @@ def _length(data: Any) -> int | None:
 
 def predict(trainer: Trainer, st: State, x: Any, *, ctx: Context | None = None) -> Any:
     """The model's output for `x` in evaluation mode: no dropout, running statistics, nothing updated."""
+    _check_given("predict", trainer, st)
     dtype = st.vars.dtype
 
     def traceable(params: Tree, state: Tree, x: Any, context: ptree.Dict) -> Any:

@@ -86,6 +86,25 @@ def test_mistakes_in_models_and_data_name_the_place_and_compile_nothing(mistake,
         assert word in str(caught.value)
 
 
+def own(init=lambda *, dtype: layer.Vars((), (), dtype), apply=lambda p, s, x, **options: (x, s)):
+    """A user's layer, second in a model."""
+    return layer.sequential([layer.relu(), layer.Layer(init, apply)])
+
+
+def applied(model):
+    return layer.apply(model, layer.init(model, dtype=kn.float32), X, training=False)
+
+
+def own_rule():
+    """A user's transformation that forgets its state."""
+    return kn.optim.Transformation(init=lambda params: (), update=lambda updates, state, params: updates)
+
+
+def updated(tx, other):
+    params = {"w": nx.ones((2,))}
+    return kn.optim.step(tx, kn.optim.init(other, params), params, params)
+
+
 @pytest.mark.parametrize(
     "mistake, error, words",
     [
@@ -114,6 +133,17 @@ def test_mistakes_in_models_and_data_name_the_place_and_compile_nothing(mistake,
         (lambda: nx.asarray(300, dtype=kn.int8), ValueError, ["300", "int8"]),
         (lambda: layer.init(mlp(), dtype=kn.int32), TypeError, ["layer.init", "int32"]),
         (lambda: layer.init(mlp(), dtype="float7"), TypeError, ["float7"]),
+        (lambda: mlp()(X), TypeError, ["layer.Layer", "kn.layer.apply", "kn.train.predict"]),
+        (lambda: layer.init([layer.relu()], dtype=kn.float32), TypeError, ["layer.init", "list", "Layer"]),
+        (lambda: layer.apply(mlp(), (), X, training=False), TypeError, ["layer.apply", "tuple", "Vars"]),
+        (lambda: applied(own(init=lambda *, dtype: {})), TypeError, ["layer.init", "dict", "Vars"]),
+        (lambda: applied(own(apply=lambda p, s, x, **options: x)), TypeError, ["a Tensor", "(y, state)", "layer 1"]),
+        (lambda: kn.optim.clip_by_global_norm({"w": nx.ones((2,))}, 1.0), TypeError, ["clip_by_global_norm", "dict"]),
+        (lambda: updated(kn.optim.adam(lr=0.1), kn.optim.sgd(lr=0.1)), ValueError, ["optim.chain", "1 trans", "2 tr"]),
+        (lambda: updated(own_rule(), own_rule()), TypeError, ["optim", "Dict", "(updates, state)"]),
+        (lambda: ptree.map2(max, nx.ones((2,)), (nx.ones((2,)),)), ValueError, ["ptree.map2", "the root"]),
+        (lambda: np.cbrt(nx.ones((2,))), TypeError, ["numpy.cbrt", "nx", "numpy.asarray"]),
+        (lambda: np.add.reduce(nx.ones((2,))), TypeError, ["numpy.add.reduce"]),
         (lambda: kn.grad(lambda x: x)(nx.ones((2,))), ValueError, ["kn.grad", "[2]", "scalar"]),
         (lambda: kn.grad(lambda x: x)(nx.asarray(1)), TypeError, ["kn.grad", "int64"]),
         (lambda: kn.jit(lambda x: float(x))(nx.ones(())), ValueError, ["traced", "float()"]),
@@ -125,6 +155,33 @@ def test_mistakes_in_calls_say_what_was_given_and_compile_nothing(mistake, error
         mistake()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_state_in_the_wrong_place_or_a_loss_that_is_no_function_is_a_message():
+    trainer = trainer_of(mlp())
+    st = started(trainer)
+    pair = train.step(trainer, st, X, loss=cross_entropy(Y))
+    with nothing_compiles():
+        with pytest.raises(TypeError, match=r"^train\.fit: got State and Trainer, expected a Trainer and its State$"):
+            train.fit(st, trainer, [(X, Y)], loss=loss.mse)
+        with pytest.raises(TypeError, match=r"^train\.predict: got Trainer and tuple, .*returns the loss and the"):
+            train.predict(trainer, pair, X)
+        with pytest.raises(TypeError, match=r"^train\.step: got a loss of type Tensor, expected a function"):
+            train.step(trainer, st, X, loss=nx.ones(()))
+        with pytest.raises(TypeError, match=r"^train\.fit: got a loss of type str, expected a function"):
+            train.fit(trainer, st, [(X, Y)], loss="cross_entropy")
+
+
+def test_fitting_on_a_pipeline_that_was_passed_through_warns_at_the_users_line():
+    trainer = trainer_of(mlp())
+    st = started(trainer)
+    data = kn.data.prepare((X, Y), batch_size=4)
+    st = train.fit(trainer, st, data, loss=loss.cross_entropy_sparse)
+    with pytest.warns(UserWarning, match=r"^train\.fit: .*nothing was trained; .*data\.reset\(\)") as caught:
+        assert train.fit(trainer, st, data, loss=loss.cross_entropy_sparse) is st
+    assert caught[0].filename == __file__
+    data.reset()
+    assert int(train.fit(trainer, st, data, loss=loss.cross_entropy_sparse).step) == 4
 
 
 def test_errors_are_raised_at_the_users_line():

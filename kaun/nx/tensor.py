@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -17,6 +17,13 @@ from .errors import describe, invalid_type, invalid_value
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# NumPy's names of its ufuncs where those of the array API differ.
+_OF_NUMPY = {
+    "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
+    "arctan2": "atan2", "arctanh": "atanh", "invert": "bitwise_invert", "left_shift": "bitwise_left_shift",
+    "power": "pow", "right_shift": "bitwise_right_shift",
+}  # fmt: skip
+
 
 class Tensor:
     """An immutable, lazy, n-dimensional array. Made by functions (`nx.asarray`, `nx.zeros`, ...), not by its class.
@@ -27,8 +34,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_node")
-    # NumPy's operators then leave `array + tensor` to the tensor's reflected operator.
-    __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, node: Node) -> None:
@@ -171,6 +176,20 @@ class Tensor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_unpickled, (self.dtype.name, self.shape, self.numpy().tobytes()))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **keywords: Any) -> Tensor:
+        """`array + tensor`, `numpy.sin(tensor)`: the function of nx of that name. TypeError if there is none."""
+        functions = self.__array_namespace__()
+        name = _OF_NUMPY.get(ufunc.__name__, ufunc.__name__)
+        # `array += tensor` binds the name to a new tensor, as `+=` of tensors does.
+        in_place = len(keywords) == 1 and len(keywords.get("out", ())) == 1 and keywords["out"][0] is inputs[0]
+        if method != "__call__" or (keywords and not in_place) or name not in functions.__all__:
+            call = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+            raise TypeError(
+                f"nx.Tensor: numpy.{call} does not take tensors so; use a function of nx, "
+                "or numpy.asarray(tensor) for the values"
+            )
+        return cast(Tensor, getattr(functions, name)(*inputs))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TypeError("nx.Tensor.__setitem__: tensors are immutable; build a new one with nx.where or nx.concat")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kaun import nx, ptree
 from kaun.compiler.ir.dtypes import float32, int32
+from kaun.described import described
 from kaun.nx import Tensor
 from kaun.ptree import Tree
 
@@ -33,6 +34,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
+@described
 def scale_by_adafactor(
     *,
     decay_rate: float = 0.8,

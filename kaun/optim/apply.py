@@ -13,7 +13,7 @@ from kaun.compiler.ir import ops, topological
 from kaun.nx import Tensor
 from kaun.ptree import Tree
 
-from .transformation import Transformation
+from .transformation import Transformation, checked_update
 
 
 def init(tx: Transformation, params: Tree) -> Tree:
@@ -42,7 +42,7 @@ def traced_step(
 ) -> tuple[Tree, Tree]:
     """`step` given the host's rates, recording only: what a compiled step is made of."""
     params = _tensors(params)
-    return tx.update(_matched("step", params, grads), st, params, *rates)
+    return checked_update(tx, tx.update(_matched("step", params, grads), st, params, *rates))
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from kaun import nx, ptree
 from kaun.compiler.ir import ops
 from kaun.compiler.ir.dtypes import float32, int32, uint32
+from kaun.described import described
 from kaun.nx import Tensor
 from kaun.ptree import Tree
 
@@ -29,6 +30,7 @@ class AccumulateState(NamedTuple):
     total: Tree
 
 
+@described
 def accumulate_gradients(k: int, inner: Transformation | None = None) -> Transformation:
     """One update for k gradients: the mean of k gradients at every k-th step, nothing at the others.
 
@@ -60,6 +62,7 @@ class ApplyIfFiniteState(NamedTuple):
     total: Tensor
 
 
+@described
 def apply_if_finite(
     inner: Transformation | None = None, *, max_consecutive_errors: int | None = None
 ) -> Transformation:
@@ -103,6 +106,7 @@ def _gate(gate: Transformation, inner: Transformation | None) -> Transformation:
 # --- changes to the gradient -----------------------------------------------------------------------------------------
 
 
+@described
 def centralize() -> Transformation:
     """u minus its mean over the inputs of each output: over axis 0 of a matrix (in, out), over all axes but the first
 
@@ -125,6 +129,7 @@ class AddNoiseState(NamedTuple):
     key: Tensor
 
 
+@described
 def add_noise(eta: float, *, gamma: float = 0.55, seed: int = 0) -> Transformation:
     """u + z with z normal of variance eta / t**gamma at step t, drawn from `seed` and the step alone.
 
@@ -151,6 +156,7 @@ def add_noise(eta: float, *, gamma: float = 0.55, seed: int = 0) -> Transformati
     return Transformation(init, update)
 
 
+@described
 def scale_by_trust_ratio(
     *, min_norm: float = 0.0, trust_coefficient: float = 1.0, eps: float = 0.0
 ) -> Transformation:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kaun import nx, ptree
 from kaun.compiler.ir.dtypes import float64, int32
+from kaun.described import described
 from kaun.nx import Tensor
 from kaun.ptree import Tree
 
@@ -39,6 +40,7 @@ class TraceState(NamedTuple):
     trace: Tree
 
 
+@described
 def trace(decay: float, *, nesterov: bool = False) -> Transformation:
     """Momentum: t = decay * t + u, giving t; with `nesterov`, giving decay * t + u.
 
@@ -66,6 +68,7 @@ def _adam_state(params: Tree) -> ScaleByAdamState:
     return ScaleByAdamState(_first_step(), zeros(params), zeros(params))
 
 
+@described
 def scale_by_adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
     """mu = b1 * mu + (1 - b1) * u; nu = b2 * nu + (1 - b2) * u**2; at step t gives
 
@@ -86,6 +89,7 @@ def scale_by_adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> T
     return Transformation(_adam_state, update)
 
 
+@described
 def scale_by_radam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, threshold: float = 5.0) -> Transformation:
     """Adam with the variance of its early steps rectified. With mu and nu as in `scale_by_adam`, at step t,
 
@@ -130,6 +134,7 @@ class ScaleByRmsState(NamedTuple):
     nu: Tree
 
 
+@described
 def scale_by_rms(*, decay: float = 0.9, eps: float = 1e-8) -> Transformation:
     """nu = decay * nu + (1 - decay) * u**2, giving u / (sqrt(nu) + eps).
 
@@ -155,6 +160,7 @@ class ScaleByAdagradState(NamedTuple):
     total: Tree
 
 
+@described
 def scale_by_adagrad(*, eps: float = 1e-8, initial_accumulator: float = 0.0) -> Transformation:
     """total = total + u**2, from `initial_accumulator`, giving u / (sqrt(total) + eps).
 
@@ -181,6 +187,7 @@ class ScaleByLionState(NamedTuple):
     mu: Tree
 
 
+@described
 def scale_by_lion(*, b1: float = 0.9, b2: float = 0.99) -> Transformation:
     """Gives sign(b1 * mu + (1 - b1) * u); then mu = b2 * mu + (1 - b2) * u.
 
@@ -207,6 +214,7 @@ class ScaleByAdanState(NamedTuple):
     last: Tree
 
 
+@described
 def scale_by_adan(*, b1: float = 0.98, b2: float = 0.92, b3: float = 0.99, eps: float = 1e-8) -> Transformation:
     """With the change d = u - last (0 at the first step): m, v and n are the running means, with decays b1, b2 and b3,
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kaun.described import described
+
 from .adafactor import scale_by_adafactor
 from .control import scale_by_trust_ratio
 from .moments import (
@@ -17,6 +19,7 @@ from .schedule import ScheduleLike
 from .transformation import Transformation, add_decayed_weights, chain, scale_by_learning_rate
 
 
+@described
 def sgd(lr: ScheduleLike, *, momentum: float = 0.0, nesterov: bool = False) -> Transformation:
     """Gradient descent: p - lr(t) * g; with momentum, g is replaced by t = momentum * t + g (see `trace`).
 
@@ -29,6 +32,7 @@ def sgd(lr: ScheduleLike, *, momentum: float = 0.0, nesterov: bool = False) -> T
     return chain([trace(momentum, nesterov=nesterov), scale_by_learning_rate(lr)])
 
 
+@described
 def adam(lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
     """p - lr(t) * m / (sqrt(v) + eps), with the bias-corrected running means m of g and v of g**2.
 
@@ -37,6 +41,7 @@ def adam(lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1
     return chain([scale_by_adam(b1=b1, b2=b2, eps=eps), scale_by_learning_rate(lr)])
 
 
+@described
 def adamw(
     lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01
 ) -> Transformation:
@@ -49,6 +54,7 @@ def adamw(
     )
 
 
+@described
 def rmsprop(lr: ScheduleLike, *, decay: float = 0.9, momentum: float = 0.0, eps: float = 1e-8) -> Transformation:
     """p - lr(t) * g / (sqrt(v) + eps), with the running mean v of g**2; with momentum, that direction through `trace`.
 
@@ -58,6 +64,7 @@ def rmsprop(lr: ScheduleLike, *, decay: float = 0.9, momentum: float = 0.0, eps:
     return chain([scaled, *([trace(momentum)] if momentum else []), scale_by_learning_rate(lr)])
 
 
+@described
 def adagrad(lr: ScheduleLike, *, eps: float = 1e-8) -> Transformation:
     """p - lr(t) * g / (sqrt(s) + eps), with the sum s of all g**2 so far; see `scale_by_adagrad`.
 
@@ -66,6 +73,7 @@ def adagrad(lr: ScheduleLike, *, eps: float = 1e-8) -> Transformation:
     return chain([scale_by_adagrad(eps=eps), scale_by_learning_rate(lr)])
 
 
+@described
 def radam(
     lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, threshold: float = 5.0
 ) -> Transformation:
@@ -73,6 +81,7 @@ def radam(
     return chain([scale_by_radam(b1=b1, b2=b2, eps=eps, threshold=threshold), scale_by_learning_rate(lr)])
 
 
+@described
 def lamb(
     lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0
 ) -> Transformation:
@@ -86,6 +95,7 @@ def lamb(
     ])  # fmt: skip
 
 
+@described
 def lars(
     lr: ScheduleLike,
     *,
@@ -105,6 +115,7 @@ def lars(
     ])  # fmt: skip
 
 
+@described
 def lion(lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 1e-3) -> Transformation:
     """p - lr(t) * (sign(b1 * m + (1 - b1) * g) + weight_decay * p); see `scale_by_lion`.
 
@@ -113,6 +124,7 @@ def lion(lr: ScheduleLike, *, b1: float = 0.9, b2: float = 0.99, weight_decay: f
     return chain([scale_by_lion(b1=b1, b2=b2), add_decayed_weights(weight_decay), scale_by_learning_rate(lr)])
 
 
+@described
 def adan(
     lr: ScheduleLike,
     *,
@@ -131,6 +143,7 @@ def adan(
     )
 
 
+@described
 def adafactor(
     lr: ScheduleLike,
     *,

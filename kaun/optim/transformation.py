@@ -11,12 +11,14 @@ of steps. Any other Python function is called on the host before each step: `rat
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 from kaun import nx, ptree
 from kaun.compiler.ir.dtypes import float32, int32
+from kaun.described import Described, described, remember
 from kaun.nx import Tensor
 from kaun.ptree import Tree
 
@@ -24,8 +26,8 @@ from . import schedule as schedules
 from .schedule import Schedule, ScheduleLike
 
 
-@dataclass(frozen=True)
-class Transformation:
+@dataclass(frozen=True, repr=False)
+class Transformation(Described):
     """`init(params) -> state`; `update(updates, state, params, *rates) -> (updates, state)`, both pure.
 
     `rates(state)` gives the `rate_count` numbers that have to be computed on the host for the next update.
@@ -56,11 +58,21 @@ def chain(transformations: Sequence[Transformation]) -> Transformation:
     def init(params: Tree) -> Tree:
         return tuple(member.init(params) for member in members)
 
+    def paired(state: Tree) -> Iterable[tuple[Transformation, Tree]]:
+        if not isinstance(state, tuple) or len(state) != len(members):
+            found = f"of {len(state)} transformations" if isinstance(state, tuple) else type(state).__name__
+            raise ValueError(
+                f"optim.chain: got a state {found} for {len(members)} transformations, expected the one that "
+                "optim.init gave for this optimizer"
+            )
+        return zip(members, state, strict=True)
+
     def update(updates: Tree, state: Tree, params: Tree, *rates: Tensor) -> tuple[Tree, Tree]:
         states, first, opened = [], 0, None
-        for member, old_state in zip(members, state, strict=True):
+        for member, old_state in paired(state):
             last = first + member.rate_count
-            updates, new_state = member.update(updates, old_state, params, *rates[first:last])
+            given = member.update(updates, old_state, params, *rates[first:last])
+            updates, new_state = checked_update(member, given)
             first = last
             states.append(new_state if opened is None else _chosen(opened, new_state, old_state))
             if member.is_open is not None:
@@ -71,12 +83,22 @@ def chain(transformations: Sequence[Transformation]) -> Transformation:
         return updates, tuple(states)
 
     def rates(state: Tree) -> tuple[float, ...]:
-        return tuple(rate for member, own in zip(members, state, strict=True) for rate in member.rates(own))
+        return tuple(rate for member, own in paired(state) for rate in member.rates(own))
 
     def is_open(state: Tree) -> Tensor:
         return functools.reduce(lambda a, b: a & b, (of(state[position]) for position, of in gates))
 
-    return Transformation(init, update, sum(member.rate_count for member in members), rates, is_open if gates else None)
+    rate_count = sum(member.rate_count for member in members)
+    made = Transformation(init, update, rate_count, rates, is_open if gates else None)
+    return remember(made, "chain", members)
+
+
+def checked_update(member: Transformation, given: object) -> tuple[Tree, Tree]:
+    """What the update of a transformation, which may be a user's, returned. TypeError unless (updates, state)."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        kind = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
+        raise TypeError(f"optim: the update of {member!r} returned {kind}, expected a pair (updates, state)")
+    return given
 
 
 def _chosen(condition: Tensor, first: Tree, second: Tree) -> Tree:
@@ -131,16 +153,19 @@ class StepState(NamedTuple):
     step: Tensor
 
 
+@described
 def scale(factor: float) -> Transformation:
     """u * factor."""
     return _elementwise(lambda update: update * factor)
 
 
+@described
 def scale_by_schedule(schedule: ScheduleLike) -> Transformation:
     """u * schedule(step), with step counted from 1."""
     return _scheduled(schedule, 1.0)
 
 
+@described
 def scale_by_learning_rate(lr: ScheduleLike) -> Transformation:
     """u * -lr(step), with step counted from 1: the sign turns a direction of ascent into one of descent."""
     return _scheduled(lr, -1.0)
@@ -189,6 +214,7 @@ def _host_schedule(schedule: Callable[[int], float], sign: float) -> Transformat
 # --- decay and clipping ----------------------------------------------------------------------------------------------
 
 
+@described
 def add_decayed_weights(weight_decay: float) -> Transformation:
     """u + weight_decay * p for each parameter p. Loshchilov and Hutter, arXiv:1711.05101."""
 
@@ -198,18 +224,21 @@ def add_decayed_weights(weight_decay: float) -> Transformation:
     return Transformation(lambda params: (), update)
 
 
+@described
 def clip_by_value(max_value: float) -> Transformation:
     """min(max(u, -max_value), max_value), elementwise. NaN stays. ValueError unless max_value is positive."""
     _check_limit("clip_by_value", max_value)
     return _elementwise(lambda update: nx.clip(update, -max_value, max_value))
 
 
+@described
 def clip_by_norm(max_norm: float) -> Transformation:
     """u * min(1, max_norm / |u|) for each tensor u of the tree, with its own Euclidean norm |u|."""
     _check_limit("clip_by_norm", max_norm)
     return _elementwise(lambda update: _limited(update, max_norm, norm([update])))
 
 
+@described
 def clip_by_global_norm(max_norm: float, grads: Tree | None = None) -> Any:
     """u * min(1, max_norm / norm), with the Euclidean norm of all tensors of the tree together (`global_norm`).
 
@@ -247,5 +276,7 @@ def _limited(leaf: Tensor, max_norm: float, total: Tensor) -> Tensor:
 
 
 def _check_limit(function: str, limit: float) -> None:
+    if isinstance(limit, bool) or not (isinstance(limit, Real) or getattr(limit, "shape", None) == ()):
+        raise TypeError(f"optim.{function}: got a limit of type {type(limit).__name__}, expected a number")
     if not limit > 0:
         raise ValueError(f"optim.{function}: got a limit of {limit}, expected a positive number")

@@ -276,10 +276,10 @@ W = {"w": numbers(1)}
         (lambda: optim.add_noise(-1.0), ValueError, "eta=-1.0"),
         (
             lambda: optim.step(optim.trace(0.5), optim.init(optim.trace(0.5), {"v": numbers(1)}), W, W), ValueError,
-            "do not match the gradients at ``",
+            "do not match the gradients at the root",
         ),
         (lambda: optim.chain([optim.sgd]), TypeError, "function at position 0"),
-        (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"v": numbers(1)}), ValueError, "differ at ``"),
+        (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"v": numbers(1)}), ValueError, "differ at the root"),
         (lambda: one_update(optim.sgd(lr=0.1), {"w": numbers(1)}, {"w": numbers(1, 2)}), ValueError, r"\[1\] at `w`"),
     ],
 )  # fmt: skip

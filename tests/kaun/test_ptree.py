@@ -206,7 +206,7 @@ def test_map2_matches_dict_entries_by_key() -> None:
         ((array(), {"w": array()}), (array(), {"v": array()}), r"`1`: a Dict with keys \['w'\] against .* \['v'\]"),
         ({"a": (array(),)}, {"a": (array(), array())}, "`a`: a tuple of length 1 against a tuple of length 2"),
         ({"a": {"b": array()}}, {"a": {"b": (array(),)}}, "`a.b`: a tensor against a tuple of length 1"),
-        (Moments(array(), array()), (array(), array()), "``: a Moments of length 2 against a tuple of length 2"),
+        (Moments(array(), array()), (array(), array()), "the root: a Moments of length 2 against a tuple of length 2"),
     ],
 )
 def test_map2_names_the_first_differing_path(first: Any, second: Any, message: str) -> None:

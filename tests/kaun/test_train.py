@@ -286,6 +286,12 @@ def test_parameters_that_are_broken_are_named():
         train.fit(trainer, st, [(X, Y)], loss=loss.cross_entropy_sparse, check_finite=True)
 
 
+def test_a_class_that_does_not_exist_is_named_as_a_cause_of_nan():
+    trainer = trainer_of()
+    with pytest.raises(train.NotFiniteError, match="loss function made it; a class index outside of the classes"):
+        train.fit(trainer, started(trainer), [(X, Y + 1)], loss=loss.cross_entropy_sparse, check_finite=True)
+
+
 def test_a_model_that_is_one_layer_has_no_path_to_report():
     trainer = train.make(model=layer.linear(in_features=3, out_features=2), optimizer=optim.sgd(lr=0.1))
     with pytest.raises(ValueError, match="step 1 is nan; the model's output is not finite; the input held"):

@@ -182,3 +182,26 @@ def test_errors_name_the_layer_being_applied():
 def test_nodes_are_attributed_to_the_line_outside_of_the_library():
     tensor = nx.softmax(nx.asarray([1.0, 2.0]) * 2.0)
     assert tensor._node.source.file == __file__
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        np.sin, np.arctan, np.absolute, np.isnan, lambda x: np.maximum(x, 0.0), lambda x: np.power(2.0, x),
+        lambda x: np.arange(3, dtype=np.float32) - x, lambda x: np.ones((2, 3), np.float32) @ x,
+        lambda x: np.arange(3, dtype=np.float32) < x, lambda x: np.float32(2.0) / x,
+    ],
+)  # fmt: skip
+def test_numpys_functions_and_operators_on_tensors_are_those_of_nx(f):
+    array = np.array([-1.5, 0.5, 2.0], dtype=np.float32)
+    result = f(nx.asarray(array))
+    assert type(result) is nx.Tensor and result.dtype.numpy == f(array).dtype
+    np.testing.assert_allclose(result.numpy(), f(array), rtol=1e-6)
+
+
+def test_adding_a_tensor_to_an_array_in_place_leaves_the_array_alone():
+    array = before = np.zeros(2, dtype=np.float32)
+    array += nx.ones((2,))
+    assert type(array) is nx.Tensor and array.tolist() == [1.0, 1.0] and before.tolist() == [0.0, 0.0]
+    with pytest.raises(TypeError, match=r"^nx\.Tensor: numpy\.add does not take tensors so"):
+        np.add(nx.ones((2,)), 1.0, out=before)
