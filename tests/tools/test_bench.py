@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kaun.runtime import target as targets
 from kaun.tools import bench
-from kaun.tools.bench import kaun_worker, measure, peers, report
+from kaun.tools.bench import kaun_problems, kaun_worker, measure, peers, report
+from kaun.tools.bench.model_problems import MODELS, Model, classifier, gpt, resnet
+from kaun.tools.bench.operation_problems import OPERATIONS, Operation
 from kaun.tools.bench.peaks import bandwidth_of, measure_peaks
-from kaun.tools.bench.problems import PROBLEMS, Network, Product
+from kaun.tools.bench.problems import GROUPS, PROBLEMS, Network, Product, chosen
 from kaun.tools.bench.workers import System, Worker, WorkerError, kaun_system, peer_systems
 
 import kaun as kn
@@ -20,6 +24,33 @@ import kaun as kn
 TINY_MLP = Network("tiny-mlp", "tiny MLP", 4, 3, (), (5, 3))
 TINY_CNN = Network("tiny-cnn", "tiny CNN", 3, 8, (2, 3), (5, 4))
 TINY_PRODUCT = Product("matmul-24", 24)
+TINY_MODELS = [
+    gpt("tiny-gpt", blocks=2, width=8, heads=2, batch=2, tokens=5, vocabulary=7),
+    resnet("tiny-resnet", "tiny ResNet", 3, 8, (2, 3), 1, classes=4),
+    classifier("tiny-text", "tiny text", 11, 4, 3, 5, 6),
+]
+IMAGES = (2, 3, 4, 4)
+# Of each operation: the shapes of the inputs that have gradients, of the result, and of indices.
+TINY_SHAPES: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple[int, ...] | None]] = {
+    "layer_norm": (((2, 3, 5), (5,), (5,)), (2, 3, 5), None),
+    "rms_norm": (((2, 3, 5), (5,)), (2, 3, 5), None),
+    "softmax": (((2, 3, 5),), (2, 3, 5), None),
+    "gelu": (((2, 3, 5),), (2, 3, 5), None),
+    "batch_norm": ((IMAGES, (3,), (3,)), IMAGES, None),
+    "attention": (((2, 3, 5, 4),) * 3, (2, 3, 5, 4), None),
+    "causal_attention": (((2, 3, 5, 4),) * 3, (2, 3, 5, 4), None),
+    "conv1d": (((2, 3, 7), (4, 3, 3), (4,)), (2, 4, 7), None),
+    "conv2d": ((IMAGES, (5, 3, 3, 3), (5,)), (2, 5, 4, 4), None),
+    "max_pool": ((IMAGES,), (2, 3, 2, 2), None),
+    "avg_pool": ((IMAGES,), (2, 3, 2, 2), None),
+    "linear": (((4, 3), (3, 5), (5,)), (4, 5), None),
+    "linear_gelu": (((4, 3), (3, 5), (5,)), (4, 5), None),
+    "embedding": (((7, 3),), (2, 4, 3), (2, 4)),
+    "cross_entropy": (((4, 7),), (), (4,)),
+}
+TINY_OPERATIONS = [
+    Operation(name, "tiny", inputs, result, True, indices, 7) for name, (inputs, result, indices) in TINY_SHAPES.items()
+]
 QUICK = measure.Settings(threads=1, rounds=1, seconds=0.001, kernel_seconds=0.001, compile_times=False)
 
 
@@ -77,6 +108,148 @@ def test_peers_do_the_same_steps(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(worker.ask("values", count=4), expected, rtol=1e-4)
             assert min(worker.ask("time", seconds=0.001)) > 0
             np.testing.assert_allclose(worker.ask("values", count=4), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_peers_compute_the_same_models_and_operations(name: str, tmp_path: Path) -> None:
+    peer = next((system for system in peer_systems(sys.executable) if system.name == name), None)
+    if peer is None:
+        pytest.skip(f"{name} is not installed")
+    with Worker(peer, 1) as worker:
+        for problem in (*TINY_MODELS, *TINY_OPERATIONS):
+            arrays = problem.arrays()
+            np.savez(tmp_path / "arrays.npz", **arrays)  # type: ignore[arg-type]
+            worker.ask("load", arrays=str(tmp_path / "arrays.npz"))
+            expected = kaun_worker.make(arrays).values(3)
+            np.testing.assert_allclose(worker.ask("values", count=3), expected, 1e-4, 1e-4, err_msg=problem.title)
+
+
+@pytest.mark.parametrize("problem", TINY_MODELS, ids=lambda problem: problem.name)
+def test_models_agree_with_the_interpreter(problem: Model) -> None:
+    step = kaun_worker.Step(problem.arrays())
+    step.run(1)
+    np.testing.assert_allclose(step.values(2), kaun_worker.interpreted_losses(step, 2), rtol=1e-4)
+
+
+def pooled(x: np.ndarray) -> np.ndarray:
+    """The entries of each 2x2 window of (N, C, H, W) on a last axis."""
+    return np.stack([x[:, :, i::2, j::2] for i in range(2) for j in range(2)], -1)
+
+
+def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """The same-padded 3x3 convolution of (N, C, H, W)."""
+    high, wide = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    parts = (
+        np.einsum("nchw,oc->nohw", padded[:, :, i : i + high, j : j + wide], weight[:, :, i, j])
+        for i in range(3)
+        for j in range(3)
+    )
+    return sum(parts) + bias[:, None, None]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / 2**0.5))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = False) -> np.ndarray:
+    scores = q @ k.swapaxes(2, 3) / q.shape[-1] ** 0.5
+    return softmax(np.where(np.tri(*scores.shape[2:]), scores, -np.inf) if causal else scores) @ v
+
+
+def standardised(x: np.ndarray, axes: int | tuple[int, ...]) -> np.ndarray:
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+
+
+BY_HAND: dict[str, Callable[..., np.ndarray]] = {
+    "layer_norm": lambda x, gain, bias: standardised(x, -1) * gain + bias,
+    "rms_norm": lambda x, gain: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * gain,
+    "softmax": softmax,
+    "gelu": gelu,
+    "batch_norm": lambda x, gain, bias: standardised(x, (0, 2, 3)) * gain[:, None, None] + bias[:, None, None],
+    "attention": attention,
+    "causal_attention": lambda q, k, v: attention(q, k, v, causal=True),
+    "conv1d": lambda x, weight, bias: convolved(
+        x[:, :, None], np.pad(weight[:, :, None], ((0, 0), (0, 0), (1, 1), (0, 0))), bias
+    )[:, :, 0],
+    "conv2d": convolved,
+    "max_pool": lambda x: pooled(x).max(-1),
+    "avg_pool": lambda x: pooled(x).mean(-1),
+    "linear": lambda x, weight, bias: x @ weight + bias,
+    "linear_gelu": lambda x, weight, bias: gelu(x @ weight + bias),
+    "embedding": lambda table, indices: table[indices],
+    "cross_entropy": lambda logits, y: -np.log(softmax(logits))[np.arange(len(y)), y].mean(),
+}
+
+
+@pytest.mark.parametrize("name", TINY_SHAPES)
+def test_operations_are_those_of_their_names(name: str) -> None:
+    """Forward by NumPy in float64; the gradients by central differences along a random direction of each input."""
+    inputs, result, indices = TINY_SHAPES[name]
+    arrays = Operation(name, "tiny", inputs, result, True, indices, 7).arrays()
+    values = [arrays[f"i{i}"] for i in range(len(inputs) + (indices is not None))]
+    wide = [value.astype(np.float64) if value.dtype == np.float32 else value for value in values]
+    system = kaun_worker.make(arrays)
+    assert isinstance(system, kaun_worker.Operation)
+    computed, *gradients = (tensor.numpy() for tensor in system.function(*system.arguments))
+    np.testing.assert_allclose(computed, BY_HAND[name](*wide), rtol=1e-5, atol=1e-5)
+    assert len(gradients) == len(inputs)
+    generator = np.random.default_rng(1)
+    for place, gradient in enumerate(gradients):
+        direction = 1e-6 * generator.standard_normal(inputs[place])
+        both = [
+            np.sum(arrays["c"] * BY_HAND[name](*wide[:place], wide[place] + sign * direction, *wide[place + 1 :]))
+            for sign in (1, -1)
+        ]
+        expected = (both[0] - both[1]) / 2e-6
+        np.testing.assert_allclose(np.sum(gradient * direction) / 1e-6, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_all_operations_are_tested_and_have_names_of_their_own() -> None:
+    assert {operation.operation for operation in OPERATIONS} == set(TINY_SHAPES) == set(kaun_problems.OPERATIONS)
+    names = [problem.name for problem in PROBLEMS]
+    assert len(set(names)) == len(names)
+    assert {dict(model.settings)["model"] for model in MODELS} == set(kaun_problems.MODELS)
+
+
+def test_a_sample_tells_results_apart_by_any_of_their_rows() -> None:
+    result = np.random.default_rng(0).standard_normal((512, 64)).astype(np.float32)
+    first = peers.sample([result])
+    assert len(first) == 1 + peers.SAMPLED and first[0] == pytest.approx(1.0, rel=0.05)
+    assert not np.allclose(first, peers.sample([result.T]), 1e-4, 1e-4)
+    assert not np.allclose(first, peers.sample([2 * result]), 1e-4, 1e-4)
+
+
+def test_problems_are_chosen_by_name_and_by_group() -> None:
+    assert chosen(["quick"]) == list(GROUPS["quick"])
+    assert [problem.name for problem in chosen(["matmul-64", "gelu", "text"])] == ["text", "gelu", "matmul-64"]
+    assert chosen(["all"]) == chosen(["steps", "ops", "matmul"]) == list(PROBLEMS)
+    with pytest.raises(ValueError, match="got 'gru', expected one of the groups quick, steps"):
+        chosen(["gru"])
+
+
+def result_of(**seconds: float) -> measure.Result:
+    timings = {name: measure.Timing(0.0, time, time) for name, time in seconds.items()}
+    kernel = {"what": "exp", "where": "-", "seconds": 1.0, "flops": 1, "bytes": 4, "chunks": 1, "text": "kernel 0: exp"}
+    return measure.Result("op", "an operation", "operation", timings, [1.0], [kernel], 0)
+
+
+def test_ratios_are_to_the_best_peer_and_kernels_are_shown_where_kaun_is_behind() -> None:
+    ahead, behind = result_of(kaun=2.0, torch=8.0, jax=6.0), result_of(kaun=3.0, torch=1.0, jax=2.0)
+    assert report.ratio_to_best(ahead) == 3.0
+    assert report.ratio_to_best(behind) == pytest.approx(1 / 3)
+    assert report.ratio_to_best(result_of(kaun=1.0)) is None
+    assert report.geometric_mean([3.0, 1 / 3]) == pytest.approx(1.0)
+    systems = {name: System(name, name, (), "0") for name in ("kaun", "torch", "jax")}
+    peaks = {"flops": 1e9, "bandwidth": [(1 << 20, 1e9)], "target": "t"}
+    times, kernels = report.tables(measure.Benchmark(1, systems, peaks, [ahead, behind]))
+    assert [row[-1] for row in times.rows] == ["3.00x", "0.33x", "1.00x"]
+    assert kernels.title == "Kernels of an operation" and "kernel 0: exp" in report.markdown([kernels])
 
 
 def test_running_starts_again_from_the_initial_parameters() -> None:
@@ -146,7 +319,7 @@ def test_a_worker_reports_an_error_and_goes_on() -> None:
 def test_the_command_writes_json_and_markdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "PROBLEMS", (TINY_PRODUCT,))
+    monkeypatch.setattr(bench, "chosen", lambda names: [TINY_PRODUCT])
     file = tmp_path / "bench.json"
     quick = ["--rounds", "1", "--seconds", "0.001", "--systems", "--threads", "1"]
     assert bench.main([*quick, "--markdown", "--json", str(file)]) == 0
@@ -177,7 +350,7 @@ def test_peaks_are_those_of_a_machine() -> None:
 
 
 def test_the_problems_are_those_of_the_documentation() -> None:
-    assert [problem.name for problem in PROBLEMS] == [
+    assert [problem.name for problem in GROUPS["quick"]] == [
         "mlp-128", "mlp-512", "cnn", "matmul-256", "matmul-512", "matmul-1024", "matmul-2048",
     ]  # fmt: skip
     shapes = [parameter.shape for parameter in peers.parameters_of(PROBLEMS[2].arrays())]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kaun.runtime.threads import num_threads
 from kaun.tools.bench import measure, report
-from kaun.tools.bench.problems import PROBLEMS
+from kaun.tools.bench.problems import GROUPS, PROBLEMS, chosen
 from kaun.tools.bench.workers import System, WorkerError, kaun_system, peer_systems
 from rich.console import Console
 
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
     """Measure and print. The exit status is 1 if Kaun computed something wrong or could not run."""
     parser = _parser(prog)
     options = parser.parse_args(arguments)
-    problems = [problem for problem in PROBLEMS if not options.only or problem.name in options.only]
     try:
+        problems = chosen(options.only)
         systems = _systems(options)
     except ValueError as error:
         parser.error(str(error))
@@ -33,16 +33,17 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
         rounds=options.rounds,
         seconds=options.seconds,
         compile_times=not options.no_compile_times,
+        compile_all=options.compile_all,
     )
     progress = Console(stderr=True, highlight=False)
     try:
         with progress.status("Starting") as status:
-            benchmark = measure.run(problems, systems, settings, lambda text: status.update(text))
+            benchmark = measure.run(
+                problems, systems, settings, lambda text: status.update(text), lambda sofar: _save(options.json, sofar)
+            )
     except (measure.DisagreementError, WorkerError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    if options.json:
-        Path(options.json).write_text(json.dumps(dataclasses.asdict(benchmark), indent=1) + "\n")
     made = report.tables(benchmark, least=options.least, kernels=not options.no_kernels)
     if options.markdown:
         print(f"{report.description(benchmark)}\n\n{report.markdown(made)}", end="")
@@ -56,6 +57,11 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
     for failure in report.failures(benchmark):
         print(failure, file=sys.stderr)
     return 0
+
+
+def _save(file: str | None, benchmark: measure.Benchmark) -> None:
+    if file:
+        Path(file).write_text(json.dumps(dataclasses.asdict(benchmark), indent=1) + "\n")
 
 
 def _systems(options: argparse.Namespace) -> list[System]:
@@ -73,9 +79,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "inputs and initial weights and must agree on the first losses before it is timed; systems run in "
         "processes of their own, in turn, on as many threads. All must be installed already.",
     )
-    names = [problem.name for problem in PROBLEMS]
+    names = ", ".join(problem.name for problem in PROBLEMS)
     peers = ["numpy", "torch", "torch-compile", "jax"]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="PROBLEM", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--only", nargs="+", default=["quick"], metavar="PROBLEM",
+        help=f"groups ({', '.join(GROUPS)}) or problems ({names})",
+    )  # fmt: skip
     parser.add_argument(
         "--systems", nargs="*", choices=peers, metavar="SYSTEM", help=f"beside Kaun: of {', '.join(peers)} (all)"
     )
@@ -88,6 +97,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--least", action="store_true", help="show least times, not medians: for a busy machine")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the tables of single kernels")
     parser.add_argument("--no-compile-times", action="store_true", help="leave out the first steps in new processes")
+    parser.add_argument(
+        "--compile-all", action="store_true", help="have torch.compile take part where that takes minutes, too"
+    )
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--json", metavar="FILE", help="write everything measured to a file")
     return parser

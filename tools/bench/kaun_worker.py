@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import time
 from typing import Any
 
@@ -13,6 +15,8 @@ from kaun.compiler.schedule.fusion import ScheduledKernel
 from kaun.runtime import target as targets
 from kaun.runtime.cache import default_cache
 from kaun.runtime.profile import time_calls
+from kaun.tools.bench import kaun_problems
+from kaun.tools.bench.model_problems import PARAMETER
 from kaun.tools.bench.peaks import measure_peaks
 from kaun.tools.bench.peers import (
     BETA1,
@@ -23,6 +27,7 @@ from kaun.tools.bench.peers import (
     Arrays,
     System,
     parameters_of,
+    sample,
     serve,
 )
 from kaun.tools.compiled_steps import compiled_step
@@ -58,14 +63,21 @@ class Step:
     """Training steps through `kn.train.fit`, as a user makes them."""
 
     def __init__(self, arrays: Arrays) -> None:
-        model, named = network(parameters_of(arrays))
+        # Whether steps are short enough for a thousand with closures, and for those of the interpreter.
+        self.small = "settings" not in arrays
+        if self.small:
+            model, named = network(parameters_of(arrays))
+        else:
+            named = {name.removeprefix(PARAMETER): a for name, a in arrays.items() if name.startswith(PARAMETER)}
+            model = kaun_problems.model(json.loads(str(arrays["settings"])), named)
         optimizer = kn.optim.adamw(lr=LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY)
         self.trainer = kn.train.make(model=model, optimizer=optimizer)
         with nx.rng.run(seed=0):
             variables = kn.layer.init(model)
-        tensors = {path: nx.asarray(array, copy=True) for path, array in named.items()}
-        params = kn.ptree.unflatten_from_paths(tensors, like=variables.params)
-        self.initial = kn.train.make_state(self.trainer, variables.with_params(params))
+        if self.small:
+            tensors = {path: nx.asarray(array, copy=True) for path, array in named.items()}
+            variables = variables.with_params(kn.ptree.unflatten_from_paths(tensors, like=variables.params))
+        self.initial = kn.train.make_state(self.trainer, variables)
         self.batches = [
             (nx.asarray(x, copy=True), nx.asarray(y, copy=True)) for x, y in zip(arrays["x"], arrays["y"], strict=True)
         ]
@@ -113,8 +125,30 @@ class Product:
         return self.product.compiled.specialise(self.a, self.b), (self.a, self.b)  # type: ignore[attr-defined]
 
 
+class Operation:
+    def __init__(self, arrays: Arrays) -> None:
+        self.function = kaun_problems.operation(json.loads(str(arrays["settings"])))
+        inputs = [f"i{i}" for i in range(sum(name.startswith("i") for name in arrays))]
+        self.arguments = [nx.asarray(arrays[name], copy=True) for name in ("c", *inputs)]
+
+    def reset(self) -> None:
+        pass
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            self.function(*self.arguments)
+
+    def values(self, count: int) -> list[float]:
+        return sample([result.numpy() for result in self.function(*self.arguments)])
+
+    def traced(self) -> tuple[Specialisation, Any]:
+        return self.function.compiled.specialise(*self.arguments), tuple(self.arguments)  # type: ignore[attr-defined]
+
+
 def make(arrays: Arrays) -> System:
     """The problem of these arrays in Kaun."""
+    if "c" in arrays:
+        return Operation(arrays)
     return Product(arrays) if "a" in arrays else Step(arrays)
 
 
@@ -137,7 +171,10 @@ def interpreted_losses(step: Step, count: int) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class KernelTime:
-    """One kernel of a program and how long it takes alone. `bytes` counts each of its buffers once."""
+    """One kernel of a program and how long it takes alone.
+
+    `bytes` counts each of its buffers once; `text` is the stage "fused" of it.
+    """
 
     what: str
     where: str
@@ -145,12 +182,14 @@ class KernelTime:
     flops: int
     bytes: int
     chunks: int
+    text: str = ""
 
 
 def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float) -> list[KernelTime]:
     """Every kernel call of a program in order, run alone on the program's own buffers."""
     times = time_calls(compiled.executable, [storage.address for storage in inputs], seconds=seconds)
-    kernels = zip(compiled.compilation.kernels, compiled.compilation.program.calls, times, strict=True)
+    texts = re.split(r"^(?=kernel \d+:)", compiled.compilation.stage("fused"), flags=re.MULTILINE)[1:]
+    kernels = zip(compiled.compilation.kernels, compiled.compilation.program.calls, times, texts, strict=True)
     return [
         KernelTime(
             what=_what(scheduled),
@@ -159,8 +198,9 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
             flops=sum(node.op.flops(node) for node in _computed(scheduled)),
             bytes=sum(buffer.node.nbytes for buffer in scheduled.kernel.buffers),
             chunks=call.chunks,
+            text=text,
         )
-        for scheduled, call, time in kernels
+        for scheduled, call, time, text in kernels
     ]
 
 
@@ -202,7 +242,7 @@ def _profile(system: Any, request: dict[str, Any]) -> Any:
     return {
         "kernels": [dataclasses.asdict(kernel) for kernel in times],
         "arena_bytes": special.compiled.compilation.program.arena_bytes,
-        "closures": closure_times(system) if isinstance(system, Step) else None,
+        "closures": closure_times(system) if isinstance(system, Step) and system.small else None,
     }
 
 

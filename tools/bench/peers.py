@@ -2,8 +2,9 @@
 
     python peers.py torch | torch-compile | jax | numpy
 
-It is started by path with any Python that has NumPy and the library, so it imports nothing from this package. Requests
-come as lines of JSON on the standard input, one answer each goes out; see `serve`.
+It is started by path with any Python that has NumPy and the library, so it imports nothing from this package but the
+modules beside it, and those only when a problem needs them. Requests come as lines of JSON on the standard input, one
+answer each goes out; see `serve`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,9 @@ Arrays = Mapping[str, Any]
 
 # A measurement repeats a problem for at least this long between two looks at the clock.
 BLOCK_SECONDS = 0.02
+
+# Entries of each result of an operation that have to agree.
+SAMPLED = 32
 
 LEARNING_RATE, BETA1, BETA2, EPSILON, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 
@@ -36,48 +40,74 @@ class System(Protocol):
         """Do it `times` times, steps on one batch after the other, and wait until all is done."""
 
     def values(self, count: int) -> list[float]:
-        """From the initial parameters: the losses of the first steps; of a matrix product, its first diagonal."""
+        """From the initial parameters: the losses of the first steps; of a matrix product, its first diagonal.
+
+        Of another operation, a `sample` of its results.
+        """
 
 
 def parameters_of(arrays: Arrays) -> list[Any]:
     return [arrays[f"p{i}"] for i in range(sum(name.startswith("p") for name in arrays))]
 
 
+def sample(results: Sequence[Any]) -> list[float]:
+    """A few numbers about arrays: for each its root mean square, and some entries as multiples of that."""
+    numbers: list[float] = []
+    for result in results:
+        flat = np.asarray(result).reshape(-1)
+        scale = float(np.sqrt(np.mean(np.square(flat, dtype=np.float64)))) or 1.0
+        # A stride that is odd, so that entries of all rows and columns are among them.
+        entries = flat[:: max(1, flat.size // SAMPLED) | 1][:SAMPLED]
+        numbers += [scale, *(float(entry) / scale for entry in entries)]
+    return numbers
+
+
 # --- PyTorch ---------------------------------------------------------------------------------------------------------
 
 
+def torch_network(arrays: Arrays) -> tuple[list[Any], Callable[[Any, Any], Any]]:
+    """(parameters, mean loss of a batch) of the classifier of these arrays, as modules."""
+    import torch
+
+    layers: list[Any] = []
+    parameters = parameters_of(arrays)
+    images = False
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        if weight.ndim == 4:
+            layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            layers += [layer, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+        else:
+            layer = torch.nn.Linear(*weight.shape)
+            layers += [*([torch.nn.Flatten()] if images else []), layer, torch.nn.ReLU()]
+        images = weight.ndim == 4
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight if weight.ndim == 4 else weight.T.copy()))
+            layer.bias.copy_(torch.from_numpy(bias))
+    model = torch.nn.Sequential(*layers[:-1])
+
+    def objective(x: Any, y: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(x), y)
+
+    return list(model.parameters()), objective
+
+
 class TorchStep:
-    """Modules, autograd and the fused AdamW; `compiled` sends forward pass, loss and their gradients to Inductor."""
+    """Autograd and the fused AdamW; `compiled` sends forward pass, loss and their gradients to Inductor."""
 
     def __init__(self, arrays: Arrays, compiled: bool) -> None:
         import torch
 
         self.torch = torch
-        layers: list[Any] = []
-        parameters = parameters_of(arrays)
-        images = False
-        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-            if weight.ndim == 4:
-                layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-                layers += [layer, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
-            else:
-                layer = torch.nn.Linear(*weight.shape)
-                layers += [*([torch.nn.Flatten()] if images else []), layer, torch.nn.ReLU()]
-            images = weight.ndim == 4
-            with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(weight if weight.ndim == 4 else weight.T.copy()))
-                layer.bias.copy_(torch.from_numpy(bias))
-        self.model = torch.nn.Sequential(*layers[:-1])
-        self.initial = [parameter.detach().clone() for parameter in self.model.parameters()]
+        if "settings" in arrays:
+            self.parameters, objective = importlib.import_module("peer_torch").model(arrays)
+        else:
+            self.parameters, objective = torch_network(arrays)
+        self.initial = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), LEARNING_RATE, (BETA1, BETA2), EPSILON, WEIGHT_DECAY, fused=True
+            self.parameters, LEARNING_RATE, (BETA1, BETA2), EPSILON, WEIGHT_DECAY, fused=True
         )
         pairs = zip(arrays["x"], arrays["y"], strict=True)
         self.batches = [(torch.from_numpy(x.copy()), torch.from_numpy(y.astype(np.int64))) for x, y in pairs]
-
-        def objective(x: Any, y: Any) -> Any:
-            return torch.nn.functional.cross_entropy(self.model(x), y)
-
         self.objective = torch.compile(objective) if compiled else objective
 
     def step(self, number: int) -> Any:
@@ -90,7 +120,7 @@ class TorchStep:
 
     def reset(self) -> None:
         with self.torch.no_grad():
-            for parameter, value in zip(self.model.parameters(), self.initial, strict=True):
+            for parameter, value in zip(self.parameters, self.initial, strict=True):
                 parameter.copy_(value)
             for state in self.optimizer.state.values():
                 for tensor in state.values():
@@ -123,51 +153,69 @@ class TorchProduct:
         return [float(value) for value in self.torch.mm(self.a, self.b).diagonal()[:count]]
 
 
+class TorchOperation:
+    def __init__(self, arrays: Arrays, compiled: bool) -> None:
+        self.function, self.arguments = importlib.import_module("peer_torch").operation(arrays, compiled)
+
+    def reset(self) -> None:
+        pass
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            self.function(*self.arguments)
+
+    def values(self, count: int) -> list[float]:
+        return sample([result.detach().numpy() for result in self.function(*self.arguments)])
+
+
 def torch_system(arrays: Arrays, compiled: bool) -> System:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if "c" in arrays:
+        return TorchOperation(arrays, compiled)
     return TorchProduct(arrays) if "a" in arrays else TorchStep(arrays, compiled)
 
 
 # --- JAX -------------------------------------------------------------------------------------------------------------
 
 
-def jax_step() -> Callable[..., Any]:
+def jax_loss(parameters: list[Any], state: Any, x: Any, y: Any) -> Any:
+    """(mean loss of a batch, `state`) of a classifier with these parameters."""
+    import jax
+    import jax.numpy as jnp
+
+    last = len(parameters) - 2
+    for i in range(0, len(parameters), 2):
+        weight, bias = parameters[i], parameters[i + 1]
+        if weight.ndim == 4:
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=layout) + bias
+            x = jax.nn.relu(x)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        else:
+            x = x.reshape(x.shape[0], -1) @ weight + bias
+            x = x if i == last else jax.nn.relu(x)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1)), state
+
+
+def jax_step(objective: Callable[..., Any]) -> Callable[..., Any]:
     """`(state, x, y) -> (loss, state)` in plain JAX, compiled, the old state given up."""
     import jax
     import jax.numpy as jnp
 
-    def forward(parameters: list[Any], x: Any) -> Any:
-        last = len(parameters) - 2
-        for i in range(0, len(parameters), 2):
-            weight, bias = parameters[i], parameters[i + 1]
-            if weight.ndim == 4:
-                layout = ("NHWC", "HWIO", "NHWC")
-                x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=layout) + bias
-                x = jax.nn.relu(x)
-                x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-            else:
-                x = x.reshape(x.shape[0], -1) @ weight + bias
-                x = x if i == last else jax.nn.relu(x)
-        return x
-
-    def objective(parameters: list[Any], x: Any, y: Any) -> Any:
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(forward(parameters, x)), y[:, None], axis=1)
-        return -jnp.mean(chosen)
-
     def step(state: Any, x: Any, y: Any) -> Any:
-        parameters, first, second, count = state
-        loss, gradients = jax.value_and_grad(objective)(parameters, x, y)
+        parameters, first, second, count, statistics = state
+        (loss, statistics), gradients = jax.value_and_grad(objective, has_aux=True)(parameters, statistics, x, y)
         count = count + 1
-        first = [BETA1 * m + (1 - BETA1) * g for m, g in zip(first, gradients, strict=True)]
-        second = [BETA2 * v + (1 - BETA2) * g * g for v, g in zip(second, gradients, strict=True)]
+        first = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, first, gradients)
+        second = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, second, gradients)
         scale1, scale2 = 1 / (1 - BETA1**count), 1 / (1 - BETA2**count)
-        updated = [
-            p - LEARNING_RATE * (m * scale1 / (jnp.sqrt(v * scale2) + EPSILON) + WEIGHT_DECAY * p)
-            for p, m, v in zip(parameters, first, second, strict=True)
-        ]
-        return loss, (updated, first, second, count)
+
+        def updated(p: Any, m: Any, v: Any) -> Any:
+            return p - LEARNING_RATE * (m * scale1 / (jnp.sqrt(v * scale2) + EPSILON) + WEIGHT_DECAY * p)
+
+        return loss, (jax.tree.map(updated, parameters, first, second), first, second, count, statistics)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -180,9 +228,15 @@ class JaxStep:
 
         self.jax: Any = jax
         self.wait: Callable[[Any], Any] = self.jax.block_until_ready
-        self.compiled = jax_step()
-        self.parameters = self.channels_last(parameters_of(arrays), arrays["x"].shape[-1])
-        x = arrays["x"].transpose(0, 1, 3, 4, 2) if arrays["x"].ndim == 5 else arrays["x"]
+        self.parameters: Any
+        self.statistics: Any = {}
+        if "settings" in arrays:
+            self.parameters, self.statistics, objective, x = importlib.import_module("peer_jax").model(arrays)
+        else:
+            self.parameters = self.channels_last(parameters_of(arrays), arrays["x"].shape[-1])
+            x = arrays["x"].transpose(0, 1, 3, 4, 2) if arrays["x"].ndim == 5 else arrays["x"]
+            objective = jax_loss
+        self.compiled = jax_step(objective)
         self.batches = [(jax.device_put(a), jax.device_put(b)) for a, b in zip(x, arrays["y"], strict=True)]
         self.reset()
 
@@ -202,11 +256,12 @@ class JaxStep:
         return arranged
 
     def reset(self) -> None:
-        def copies(values: list[Any]) -> list[Any]:
-            return [self.jax.numpy.array(value) for value in values]
+        def copies(values: Any) -> Any:
+            return self.jax.tree.map(self.jax.numpy.array, values)
 
-        zeros = [np.zeros_like(parameter) for parameter in self.parameters]
-        self.state = (copies(self.parameters), copies(zeros), copies(zeros), self.jax.numpy.float32(0))
+        zeros = self.jax.tree.map(np.zeros_like, self.parameters)
+        count = self.jax.numpy.float32(0)
+        self.state = (copies(self.parameters), copies(zeros), copies(zeros), count, copies(self.statistics))
         self.wait(self.state)
 
     def step(self, number: int) -> Any:
@@ -242,7 +297,27 @@ class JaxProduct:
         return [float(value) for value in self.product(self.a, self.b).diagonal()[:count]]
 
 
+class JaxOperation:
+    def __init__(self, arrays: Arrays) -> None:
+        import jax
+
+        self.wait: Callable[[Any], Any] = jax.block_until_ready
+        self.function, self.arguments = importlib.import_module("peer_jax").operation(arrays)
+
+    def reset(self) -> None:
+        pass
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            self.wait(self.function(*self.arguments))
+
+    def values(self, count: int) -> list[float]:
+        return sample(self.function(*self.arguments))
+
+
 def jax_system(arrays: Arrays) -> System:
+    if "c" in arrays:
+        return JaxOperation(arrays)
     return JaxProduct(arrays) if "a" in arrays else JaxStep(arrays)
 
 

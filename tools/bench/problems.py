@@ -1,17 +1,18 @@
-"""What is measured: training steps and matrix products, as arrays that every system is given alike."""
+"""What is measured: training steps, operations and products, as arrays that every system is given alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from kaun.tools.bench.model_problems import BATCHES, MODELS, Model
+from kaun.tools.bench.operation_problems import OPERATIONS, Operation
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
-# Different batches that a measurement goes through in turn.
-BATCHES = 8
+__all__ = ["GROUPS", "PROBLEMS", "Model", "Network", "Operation", "Problem", "Product", "chosen", "parameters"]
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,43 @@ class Product:
         return {"a": a, "b": b}
 
 
-Problem = Network | Product
+Problem = Network | Product | Model | Operation
 
-PROBLEMS: tuple[Problem, ...] = (
+# What is measured if nothing is chosen.
+_QUICK: tuple[Problem, ...] = (
     Network("mlp-128", "MLP 784-128-10, batch 64", 64, 28, (), (128, 10)),
     Network("mlp-512", "MLP 784-512-512-10, batch 128", 128, 28, (), (512, 512, 10)),
     Network("cnn", "CNN 16-32-128-10 on 28x28, batch 32", 32, 28, (16, 32), (128, 10)),
     *(Product(f"matmul-{size}", size) for size in (256, 512, 1024, 2048)),
 )
+_PRODUCTS: tuple[Problem, ...] = tuple(Product(f"matmul-{size}", size) for size in (64, 128, 256, 512, 1024, 2048))
+_STEPS: tuple[Problem, ...] = (*(problem for problem in _QUICK if isinstance(problem, Network)), *MODELS)
+
+GROUPS: dict[str, tuple[Problem, ...]] = {
+    "quick": _QUICK,
+    "steps": _STEPS,
+    "ops": OPERATIONS,
+    "matmul": _PRODUCTS,
+    "all": (*_STEPS, *OPERATIONS, *_PRODUCTS),
+}
+PROBLEMS: tuple[Problem, ...] = GROUPS["all"]
+
+
+def chosen(names: Sequence[str]) -> list[Problem]:
+    """The problems of these names and groups, in the order of `PROBLEMS`. ValueError for a name of neither."""
+    wanted: set[str] = set()
+    known = {problem.name for problem in PROBLEMS}
+    for name in names:
+        if name in GROUPS:
+            wanted.update(problem.name for problem in GROUPS[name])
+        elif name in known:
+            wanted.add(name)
+        else:
+            groups, problems = ", ".join(GROUPS), ", ".join(problem.name for problem in PROBLEMS)
+            raise ValueError(
+                f"problems.chosen: got {name!r}, expected one of the groups {groups} or of the problems {problems}"
+            )
+    return [problem for problem in PROBLEMS if problem.name in wanted]
 
 
 def parameters(arrays: Mapping[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,17 +33,21 @@ def tables(benchmark: Benchmark, *, least: bool = False, kernels: bool = True) -
 
     `least` shows the least times instead of medians, for a machine that does other things meanwhile.
     """
-    steps = [result for result in benchmark.results if not result.name.startswith("matmul")]
-    products = [result for result in benchmark.results if result.name.startswith("matmul")]
+    steps, operations, products = (
+        [result for result in benchmark.results if result.kind == kind] for kind in ("step", "operation", "product")
+    )
     made: list[Table] = []
     if steps:
-        made.append(_steps_table(steps, benchmark, least))
+        made.append(_times_table("Training step", steps, benchmark, least))
     if any(result.compile_times for result in steps):
         made.append(_first_steps_table(steps, benchmark))
+    if operations:
+        made.append(_times_table("Operation", operations, benchmark, least))
     if products:
         made.append(_products_table(products, benchmark, least))
     if kernels:
-        made += [_kernels_table(result, benchmark.peaks, least) for result in steps]
+        behind = [result for result in operations if (ratio_to_best(result, least) or 1.0) < 1.0]
+        made += [_kernels_table(result, benchmark.peaks, least) for result in [*steps, *behind]]
     return made
 
 
@@ -78,7 +83,18 @@ def _titles(names: Sequence[str], benchmark: Benchmark) -> list[str]:
     return [benchmark.systems[name].title for name in names]
 
 
-def _steps_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:
+def ratio_to_best(result: Result, least: bool = False) -> float | None:
+    """The time of the fastest peer over Kaun's; None if no peer has one."""
+    peers = [_shown(t, least) for name, t in result.timings.items() if name != "kaun" and not t.error]
+    return min(peers) / _shown(result.timings["kaun"], least) if peers else None
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """exp(mean of logarithms) of some positive numbers."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def _times_table(title: str, results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:
     names = _present(results, benchmark)
     rows = []
     for result in results:
@@ -89,10 +105,15 @@ def _steps_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -
             time = _shown(timing, least)
             ratio = f" ({time / ours:.2f}x)" if name != "kaun" else ""
             cells.append("-" if timing.error else f"{duration(time)}{ratio}")
-        rows.append(tuple(cells))
+        best = ratio_to_best(result, least)
+        rows.append((*cells, "-" if best is None else f"{best:.2f}x"))
+    ratios = [best for best in (ratio_to_best(result, least) for result in results) if best is not None]
+    if ratios:
+        rows.append(("geometric mean", *("" for _ in names), f"{geometric_mean(ratios):.2f}x"))
     what = "least" if least else "median"
-    note = f"Time of a step with AdamW ({what}); in brackets how many times as long as Kaun's."
-    return Table("Training step", ("", *_titles(names, benchmark)), rows, note)
+    subject = "a step with AdamW" if results[0].kind == "step" else "one call, results in new memory"
+    note = f"Time of {subject} ({what}); in brackets how many times as long as Kaun's, last the best peer so."
+    return Table(title, ("", *_titles(names, benchmark), "best peer"), rows, note)
 
 
 def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
@@ -152,6 +173,8 @@ def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
             f"{duration(closures['step'])}, {duration(max(0.0, closures['step'] - closures['native']))} beyond the "
             f"native call, and compiles {closures['compiled']} further kernels."
         )
+    if result.kind == "operation":
+        note += " " + " ".join(" ".join(kernel["text"].split()) for kernel in result.kernels)
     columns = ("", "kernel", "layers", "time", "share", "GFLOP/s", "GB/s", "of limit")
     return Table(f"Kernels of {result.title}", columns, rows, note, (0, 1, 2))
 
