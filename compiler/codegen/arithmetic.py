@@ -86,6 +86,46 @@ def suffix(kind: ir.Type) -> str:
     return {"float": "f32", "double": "f64", "half": "f16"}[str(kind)]
 
 
+def mask_flags(mask: ir.Constant) -> list[bool]:
+    """The lanes of a constant mask."""
+    return [bool(getattr(flag, "constant", flag)) for flag in mask.constant]
+
+
+def both(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The lanes of both masks.
+
+    Lanes that are known to be off are shuffled in. `and` would mean the same, but LLVM 22 forgets the mask of a load
+    that it splits into narrower ones where half of the mask is a splat `and` zeros: it reads memory it must not touch.
+    """
+    if isinstance(a, ir.Constant):
+        a, b = b, a
+    if not isinstance(b, ir.Constant):
+        return builder.and_(a, b)
+    known = mask_flags(b)
+    if isinstance(a, ir.Constant):
+        return ir.Constant(a.type, [int(x and y) for x, y in zip(mask_flags(a), known, strict=True)])
+    if all(known):
+        return a
+    count = len(known)
+    order = ir.Constant(ir.VectorType(I32, count), [i if on else count + i for i, on in enumerate(known)])
+    return builder.shuffle_vector(a, ir.Constant(a.type, None), order)
+
+
+def masked_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, mask: ir.Value, align: int) -> None:
+    """Store the lanes of a vector that the mask has; memory of the others is not touched."""
+    if isinstance(mask, ir.Constant):
+        on = [lane for lane, flag in enumerate(mask_flags(mask)) if flag]
+        if not on:
+            return
+        if len(on) == 1:
+            # LLVM 22 makes a 32-bit store of a single lane of 16 bits that was truncated from 32 just before.
+            place = builder.gep(pointer, [ir.Constant(I64, on[0])], source_etype=value.type.element)
+            builder.store(builder.extract_element(value, ir.Constant(I32, on[0])), place, align=align)
+            return
+    arguments = [value, pointer, ir.Constant(I32, align), mask]
+    intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), arguments)
+
+
 class Arithmetic:
     """Emits ops at the builder's position. `has_fma`, `has_f16c`: what the target can do in one instruction."""
 

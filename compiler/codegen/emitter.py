@@ -40,9 +40,12 @@ from .arithmetic import (
     I32,
     I64,
     Arithmetic,
+    both,
     constant,
     intrinsic,
     lanes_of,
+    mask_flags,
+    masked_store,
     memory_type,
     register_type,
     splat,
@@ -85,11 +88,6 @@ _LONGEST_STRETCH = 4
 
 def _is_constant(value: ir.Value) -> bool:
     return isinstance(value, ir.Constant)
-
-
-def _flags(mask: ir.Constant) -> list[int]:
-    """The lanes of a constant mask as numbers."""
-    return [int(getattr(flag, "constant", flag)) for flag in mask.constant]
 
 
 class Emitter:
@@ -381,19 +379,25 @@ class Emitter:
             result = below if result is None else self.builder.and_(result, below)
         return result if result is not None else constant(BIT, 1, lanes)
 
-    def guard(self, conditions: Sequence[Condition]) -> ir.Value | None:
-        """All the conditions together, None if there are none."""
-        result: ir.Value | None = None
+    def _conditions(self, conditions: Sequence[Condition]) -> tuple[ir.Value | None, ir.Value | None]:
+        """The conditions that are the same in all lanes together as an i1, and the others as a mask; None for none."""
+        same: ir.Value | None = None
+        differing: ir.Value | None = None
         for condition in conditions:
             key = ("condition", condition.index, condition.low, condition.high)
             value = self._remembered(key, condition.index.variables, partial(self.condition, condition))
-            if result is None:
-                result = value
-            elif lanes_of(result) or lanes_of(value):
-                result = self.builder.and_(self.spread(result), self.spread(value))
+            if lanes_of(value):
+                differing = value if differing is None else both(self.builder, differing, value)
             else:
-                result = self.builder.and_(result, value)
-        return result
+                same = value if same is None else self.builder.and_(same, value)
+        return same, differing
+
+    def guard(self, conditions: Sequence[Condition]) -> ir.Value | None:
+        """All the conditions together, None if there are none."""
+        same, differing = self._conditions(conditions)
+        if same is None or differing is None:
+            return same if differing is None else differing
+        return both(self.builder, self.spread(same), differing)
 
     # Values
 
@@ -467,22 +471,36 @@ class Emitter:
 
     # Memory
 
-    def address(self, buffer: Buffer, index: Index) -> ir.Value:
-        """Pointer to the element at lane 0."""
+    def address(self, buffer: Buffer, index: Index, inbounds: bool = True) -> ir.Value:
+        """Pointer to the element at lane 0; `inbounds`: it is one."""
         element = memory_type(buffer.dtype)
-        return self.builder.gep(self.pointers[buffer], [self.index(index)], inbounds=True, source_etype=element)
+        return self.builder.gep(self.pointers[buffer], [self.index(index)], inbounds=inbounds, source_etype=element)
+
+    def _readable(self, pointer: ir.Value, kind: ir.VectorType, allowed: ir.Value | None) -> ir.Value:
+        """`pointer`, or where a vector may not be read a pointer to zeros.
+
+        A splat of `allowed` as the mask of the load would mean the same, but LLVM 22 turns some of those into
+        loads that always touch memory (as the memory operand of a shuffle, or where half of the mask is off).
+        """
+        if allowed is None:
+            return pointer
+        name = f"zeros.{suffix(kind)}"
+        zeros = self.builder.module.globals.get(name)
+        if zeros is None:
+            zeros = ir.GlobalVariable(self.builder.module, kind, name)
+            zeros.linkage, zeros.global_constant, zeros.initializer = "internal", True, ir.Constant(kind, None)
+        return self.builder.select(allowed, pointer, zeros)
 
     def _load(self, load: Load) -> ir.Value:
         element = memory_type(load.buffer.dtype)
         step = self.lane_step(load.index)
-        guard = self.guard(load.guard)
         if step == 0:
-            raw = self._scalar_load(load, element, guard)
+            raw = self._scalar_load(load, element, self.guard(load.guard))
         elif step == 1:
-            raw = self._contiguous_load(load, element, guard)
+            raw = self._contiguous_load(load, element)
         else:
-            shuffled = self._shuffled_load(load, element, guard)
-            raw = shuffled if shuffled is not None else self._gathered_load(load, element, guard)
+            shuffled = self._shuffled_load(load, element)
+            raw = shuffled if shuffled is not None else self._gathered_load(load, element)
         return self.arithmetic.from_memory(raw, load.buffer.dtype)
 
     def _scalar_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value:
@@ -506,12 +524,13 @@ class Emitter:
         if guard is None:
             return active
         guard = self.spread(guard)
-        return guard if active is None else self.builder.and_(guard, active)
+        return guard if active is None else both(self.builder, guard, active)
 
-    def _contiguous_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value:
+    def _contiguous_load(self, load: Load, element: ir.Type) -> ir.Value:
         assert self.lanes is not None
         kind = ir.VectorType(element, self.lanes.count)
-        pointer = self.address(load.buffer, load.index)
+        allowed, guard = self._conditions(load.guard)
+        pointer = self._readable(self.address(load.buffer, load.index, not load.guard), kind, allowed)
         mask = self._mask(guard)
         align = load.buffer.dtype.itemsize
         if mask is None:
@@ -519,55 +538,46 @@ class Emitter:
         arguments = [pointer, ir.Constant(I32, align), mask, ir.Constant(kind, None)]
         return intrinsic(self.builder, f"llvm.masked.load.{suffix(kind)}.p0", kind, arguments)
 
-    def _shuffled_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value | None:
+    def _shuffled_load(self, load: Load, element: ir.Type) -> ir.Value | None:
         """Lanes at known distances from lane 0: the stretch they lie in is loaded whole, then shuffled into place.
 
         None where the stretch is too long, or where which lanes may be read is known only at run time.
         """
         assert self.lanes is not None
         offsets = lane_offsets(load.index, self.lanes.loop)
+        allowed, guard = self._conditions(load.guard)
         mask = self._mask(guard)
-        if offsets is None or not (mask is None or _is_constant(mask) or not self._differs(guard)):
+        if offsets is None or not (mask is None or _is_constant(mask)):
             return None
         first, span = min(offsets), max(offsets) - min(offsets) + 1
         if span > _LONGEST_STRETCH * self.lanes.count:
             return None
-        active = self.active_mask()
-        if not (active is None or _is_constant(active)):
-            return None
-        readable = [True] * self.lanes.count
-        for flags in (active, guard):
-            if flags is not None and _is_constant(flags) and lanes_of(flags):
-                readable = [r and bool(f) for r, f in zip(readable, _flags(flags), strict=True)]
+        readable = [True] * self.lanes.count if mask is None else mask_flags(mask)
         if not any(readable):
             return ir.Constant(ir.VectorType(element, self.lanes.count), None)
         wide = 1 << (span - 1).bit_length()
         touched = [0] * wide
-        for offset, allowed in zip(offsets, readable, strict=True):
-            touched[offset - first] |= int(allowed)
-        stretch_mask: ir.Value = ir.Constant(ir.VectorType(BIT, wide), touched)
-        if guard is not None and not lanes_of(guard):
-            stretch_mask = self.builder.and_(stretch_mask, splat(self.builder, guard, wide))
+        for offset, flag in zip(offsets, readable, strict=True):
+            touched[offset - first] |= int(flag)
+        stretch_mask = ir.Constant(ir.VectorType(BIT, wide), touched)
         kind = ir.VectorType(element, wide)
         pointer = self.builder.gep(
-            self.address(load.buffer, load.index), [ir.Constant(I64, first)], source_etype=element
+            self.address(load.buffer, load.index, not load.guard), [ir.Constant(I64, first)], source_etype=element
         )
+        pointer = self._readable(pointer, kind, allowed)
         arguments = [pointer, ir.Constant(I32, load.buffer.dtype.itemsize), stretch_mask, ir.Constant(kind, None)]
         stretch = intrinsic(self.builder, f"llvm.masked.load.{suffix(kind)}.p0", kind, arguments)
         order = ir.Constant(ir.VectorType(I32, self.lanes.count), [offset - first for offset in offsets])
         return self.builder.shuffle_vector(stretch, ir.Constant(kind, ir.Undefined), order)
 
-    def _differs(self, guard: ir.Value | None) -> bool:
-        return guard is not None and bool(lanes_of(guard))
-
-    def _gathered_load(self, load: Load, element: ir.Type, guard: ir.Value | None) -> ir.Value:
+    def _gathered_load(self, load: Load, element: ir.Type) -> ir.Value:
         assert self.lanes is not None
         count = self.lanes.count
         kind = ir.VectorType(element, count)
         places = self.index_lanes(load.index)
         pointers = self.builder.gep(self.pointers[load.buffer], [places], source_etype=element)
         pointers.type = ir.VectorType(POINTER, count)
-        mask = self._mask(guard)
+        mask = self._mask(self.guard(load.guard))
         if mask is None:
             mask = ir.Constant(ir.VectorType(BIT, count), [1] * count)
         arguments = [pointers, ir.Constant(I32, load.buffer.dtype.itemsize), mask, ir.Constant(kind, None)]
@@ -588,8 +598,14 @@ class Emitter:
         guard = self.guard(store.guard)
         align = store.buffer.dtype.itemsize
         if not lanes_of(raw):
-            assert guard is None, "a guarded scalar store"
-            self.builder.store(raw, self.address(store.buffer, store.index), align=align)
+            address = self.address(store.buffer, store.index, guard is None)
+            if guard is None:
+                self.builder.store(raw, address, align=align)
+                return
+            before = self.builder.block
+            with self.builder.if_then(guard):
+                self.builder.store(raw, address, align=align)
+            self._advance(before, self.builder.block)
             return
         self._vector_store(store, raw, self._mask(guard), align)
 
@@ -602,8 +618,7 @@ class Emitter:
             if mask is None:
                 self.builder.store(raw, pointer, align=align)
                 return
-            arguments = [raw, pointer, ir.Constant(I32, align), mask]
-            intrinsic(self.builder, f"llvm.masked.store.{suffix(kind)}.p0", ir.VoidType(), arguments)
+            masked_store(self.builder, raw, pointer, mask, align)
             return
         if self._shuffled_store(store, raw, mask, align):
             return
@@ -622,7 +637,7 @@ class Emitter:
         offsets = lane_offsets(store.index, self.lanes.loop)
         if offsets is None or not (mask is None or _is_constant(mask)):
             return False
-        written = [True] * count if mask is None else [bool(f) for f in _flags(mask)]
+        written = [True] * count if mask is None else mask_flags(mask)
         used = [offset for offset, allowed in zip(offsets, written, strict=True) if allowed]
         if not used:
             return True
@@ -638,6 +653,5 @@ class Emitter:
             self.address(store.buffer, store.index), [ir.Constant(I64, first)], source_etype=element
         )
         stretch_mask = ir.Constant(ir.VectorType(BIT, wide), [int(i in source) for i in range(wide)])
-        arguments = [stretch, pointer, ir.Constant(I32, align), stretch_mask]
-        intrinsic(self.builder, f"llvm.masked.store.{suffix(stretch.type)}.p0", ir.VoidType(), arguments)
+        masked_store(self.builder, stretch, pointer, stretch_mask, align)
         return True

@@ -69,6 +69,9 @@ def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
         block = -(-vectors // wanted) * best.lanes
         units = rows * -(-best.vector.extent // block)
     chunks = int(max(1, min(_MOST_CHUNKS, units, best.cost / _CHUNK_NANOSECONDS)))
+    if chunks > 1:
+        # Threads come in twos and fours: three chunks would leave one of two threads waiting.
+        chunks = min(units, -(-chunks // 4) * 4)
     return Plan(best.vector, best.lanes, block, units, max(1, -(-units // chunks)))
 
 

@@ -10,7 +10,7 @@ from llvmlite import ir
 from ..ir.dtypes import DType
 from ..schedule.index import Variable
 from ..schedule.loop_ir import Value
-from .arithmetic import BIT, I32, I64, constant, intrinsic, register_type, splat, suffix
+from .arithmetic import BIT, I32, I64, constant, intrinsic, masked_store, register_type, splat, suffix
 from .contraction_packing import transpose_square
 from .control_flow import POINTER, offset
 from .emitter import Emitter, Lanes
@@ -167,12 +167,11 @@ class PanelWriter:
             return
         if mask is None:
             mask = ir.Constant(ir.VectorType(BIT, count), [1] * count)
-        align = ir.Constant(I32, size)
         if step == 1:
-            intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), [value, place, align, mask])
+            masked_store(builder, value, place, mask, size)
             return
         places = ir.Constant(ir.VectorType(I32, count), [i * step for i in range(count)])
         pointers = builder.gep(place, [places], source_etype=register_type(self.element))
         pointers.type = ir.VectorType(POINTER, count)
         name = f"llvm.masked.scatter.{suffix(value.type)}.v{count}p0"
-        intrinsic(builder, name, ir.VoidType(), [value, pointers, align, mask])
+        intrinsic(builder, name, ir.VoidType(), [value, pointers, ir.Constant(I32, size), mask])

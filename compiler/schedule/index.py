@@ -113,6 +113,14 @@ class Index:
             result |= atom.variables
         return result
 
+    @cached_property
+    def has_data(self) -> bool:
+        """Whether part of the index is read from data."""
+        return any(
+            isinstance(atom, FromData) or (not isinstance(atom, Variable) and atom.index.has_data)
+            for atom, _ in self.terms
+        )
+
     @property
     def is_constant(self) -> bool:
         return not self.terms
@@ -268,8 +276,11 @@ def unflatten(index: Index, shape: Sequence[int]) -> tuple[Index, ...]:
 
 
 def substitute(index: Index, mapping: Mapping[Variable, Index], on_data: Callable[[FromData], Index]) -> Index:
-    """`index` with variables replaced; `on_data` gives the replacement for a number read from data."""
-    if not index.variables & mapping.keys():
+    """`index` with variables replaced; `on_data` gives the replacement for a number read from data.
+
+    Numbers read from data are always replaced: what they are computed from may change although their variables do not.
+    """
+    if not (index.variables & mapping.keys() or index.has_data):
         return index
     result = constant(index.constant)
     for atom, coefficient in index.terms:

@@ -1,0 +1,276 @@
+"""Runs compiled programs with every array between pages that may not be touched, and compares with the interpreter.
+
+A script, as an access out of bounds ends the process: `python guarded_programs.py NAME...` runs the named families of
+examples (all of them without names) for the vector width that KAUN_TARGET_VECTOR_BITS asks for. Each kernel runs by
+itself, its arrays against the end or the start of their pages and its scratch memory full of rubbish, chunk by chunk in
+either order; then the whole program runs at once and must give the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import mmap
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import graph_strategies
+import numpy as np
+from graph_strategies import Builder, Example, assert_outputs_agree
+from kaun.compiler.autodiff.vjp import gradients
+from kaun.compiler.ir import Graph, Node, dtypes, full, ops, print_graph
+from kaun.compiler.ir.interpreter import evaluate
+from kaun.compiler.pipeline import Compilation
+from kaun.runtime import target as targets
+from kaun.runtime.program import Executable
+
+from kaun.execution import vector_target
+
+Array = Any
+RUBBISH = 0xFF  # Read as floats: NaN.
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+
+class GuardedArray:
+    """Memory of `nbytes` at the end, or the start, of pages between two that may not be touched."""
+
+    def __init__(self, nbytes: int, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        inner = max(1, -(-nbytes // page)) * page
+        self._pages = mmap.mmap(-1, inner + 2 * page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
+        self._first, self._inner, self._nbytes = start + page, inner, nbytes
+        ctypes.memset(self._first, RUBBISH, inner)
+        self.address = self._first + (inner - nbytes if at_end else 0)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for guard in (start, start + page + inner):
+            if protect(guard, page, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+    def write(self, array: Array) -> None:
+        data = np.ascontiguousarray(array).tobytes()
+        ctypes.memmove(self.address, data, len(data))
+
+    def read(self, node: Node) -> Array:
+        return np.frombuffer(ctypes.string_at(self.address, self._nbytes), node.dtype.numpy).reshape(node.shape)
+
+    def is_intact(self) -> bool:
+        """Whether nothing was written beside the array."""
+        everything, before = ctypes.string_at(self._first, self._inner), self.address - self._first
+        return set(everything[:before] + everything[before + self._nbytes :]) <= {RUBBISH}
+
+
+def run(graph: Graph, arguments: Sequence[Array], source: random.Random) -> list[Array]:
+    """The outputs, kernel by kernel in guarded memory and checked against the whole program."""
+    target = targets.host()
+    vectors = vector_target(target)
+    if source.random() < 0.3:
+        # Small caches: more blocks and more chunks.
+        vectors = dataclasses.replace(vectors, l1_bytes=1024, l2_bytes=4096, l3_bytes=8192)
+    compilation = Compilation(graph, vectors)
+    executable = Executable(compilation.program, target)
+    memory: dict[Node, GuardedArray] = {}
+
+    def place(node: Node) -> GuardedArray:
+        if node not in memory:
+            memory[node] = GuardedArray(node.nbytes, at_end=source.random() < 0.6)
+        return memory[node]
+
+    for node, argument in zip(compilation.simplified.inputs, arguments, strict=True):
+        place(node).write(argument)
+    for step, call in enumerate(compilation.program.calls):
+        how = compilation.launches[step]
+        addresses = [place(buffer.node).address for buffer in compilation.kernels[step].kernel.buffers]
+        table = (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
+        ranges = [(0, how.chunks)] if source.random() < 0.5 else [(i, i + 1) for i in range(how.chunks)]
+        scratch = GuardedArray(-(-how.scratch_bytes // 64) * 64, at_end=True)
+        for begin, end in ranges[:: source.choice((1, -1))]:
+            ctypes.memset(scratch.address, source.choice((0, RUBBISH)), how.scratch_bytes)
+            KERNEL(executable.kernel_addresses[call.kernel])(ctypes.addressof(table), begin, end, scratch.address)
+        assert scratch.is_intact()
+    for node, array in memory.items():
+        assert array.is_intact(), f"written beside {node}"
+    outputs = compilation.simplified.outputs
+    results = [place(node).read(node) for node in outputs]
+    buffers = executable.run([place(node).address for node in compilation.simplified.inputs])
+    for node, where, result in zip(outputs, compilation.program.results, results, strict=True):
+        if where.kind == "output":
+            whole = buffers[where.position].view(node.dtype.numpy, node.shape, writable=False)
+            assert whole.tobytes() == result.tobytes(), f"kernels and program differ in {node}"
+    return results
+
+
+def check(example: Example, source: random.Random) -> None:
+    with np.errstate(all="ignore"):
+        expected = evaluate(example.graph, example.arguments)
+    assert_outputs_agree(example, run(example.graph, example.arguments, source), expected)
+
+
+# Random graphs that are rich in one family of ops
+
+
+def _random(count: int, extents: Sequence[int], steps: Callable[[Builder], list[Any]]) -> Iterator[Example]:
+    class Chosen(Builder):
+        def __init__(self, source: random.Random) -> None:
+            super().__init__(source)
+            self.steps = steps(self)
+
+    for seed in range(count):
+        usual = graph_strategies.Builder, graph_strategies.EXTENTS, graph_strategies.LARGEST_SIZE
+        graph_strategies.Builder = Chosen  # type: ignore[misc]
+        graph_strategies.EXTENTS, graph_strategies.LARGEST_SIZE = tuple(extents), 30000
+        try:
+            yield graph_strategies.build(random.Random(seed), steps=12)
+        finally:
+            graph_strategies.Builder = usual[0]  # type: ignore[misc]
+            graph_strategies.EXTENTS, graph_strategies.LARGEST_SIZE = usual[1:]
+
+
+def _moves(b: Builder) -> list[Any]:
+    return [b.reshape, b.permute, b.broadcast, b.slice, b.flip, b.pad, b.concat, b.window]
+
+
+def movement() -> Iterator[Example]:
+    """Long chains of movement, gathered, multiplied and reduced."""
+    extents = (1, 2, 3, 4, 5, 7, 8, 12, 13, 16, 17, 24)
+    yield from _random(14, extents, lambda b: _moves(b) * 2 + [b.gather, b.contract, b.contract, b.binary, b.reduce])
+
+
+def reductions() -> Iterator[Example]:
+    """Reductions over mixed axes, broadcast back into what they reduced."""
+    extents = (1, 2, 3, 5, 8, 12, 17, 31, 33, 64)
+    steps = ("reduce", "reduce", "argument", "binary", "binary", "broadcast", "unary", "permute", "where", "cast")
+    yield from _random(10, extents, lambda b: [getattr(b, name) for name in steps])
+
+
+def scatters() -> Iterator[Example]:
+    """Scatters and gathers by indices of any integer dtype, repeated and out of range."""
+    extents = (0, 1, 2, 3, 5, 8, 13, 17)
+    yield from _random(12, extents, lambda b: [b.scatter_add, b.gather, b.leaf, b.cast, b.binary, b.reduce, *_moves(b)])
+
+
+# Convolutions with both gradients
+
+
+def convolutions() -> Iterator[Example]:
+    """Forward and both gradients: odd sizes, strides, both dilations, groups, uneven padding, a bias and a relu."""
+    source, made = random.Random(5), 0
+    while made < 6:
+        example = _convolution(source)
+        if example is not None:
+            made += 1
+            yield example
+
+
+def _convolution(source: random.Random) -> Example | None:
+    spatial, groups = source.choice((1, 2, 2)), source.choice((1, 1, 2, 3))
+    inside, outside = source.choice((1, 2, 3, 8)), source.choice((1, 2, 6, 17))
+    dtype = source.choice((dtypes.float32, dtypes.float64))
+    size = tuple(source.randint(1, 20) for _ in range(spatial))
+    kernel = tuple(source.choice((1, 2, 3, 5)) for _ in range(spatial))
+    x = ops.input_(identity="x", dtype=dtype, shape=(source.choice((1, 3)), groups * inside, *size))
+    w = ops.input_(identity="w", dtype=dtype, shape=(groups * outside, inside, *kernel))
+    try:
+        y = ops.conv_general(
+            x, w, groups=groups,
+            strides=tuple(source.choice((1, 1, 2, 3)) for _ in size),
+            padding=tuple((source.randrange(4), source.randrange(3)) for _ in size),
+            lhs_dilation=tuple(source.choice((1, 1, 2)) for _ in size),
+            rhs_dilation=tuple(source.choice((1, 1, 2)) for _ in size),
+        )  # fmt: skip
+    except ValueError:
+        return None  # The kernel does not fit.
+    if not 0 < y.size <= 30000:
+        return None
+    b = ops.input_(identity="b", dtype=dtype, shape=(groups * outside,))
+    bias = ops.broadcast(ops.reshape(b, shape=(1, b.size, *(1 for _ in size))), shape=y.shape)
+    z = ops.maximum(ops.add(y, bias), full(0, dtype, y.shape))
+    cotangent = ops.input_(identity="cotangent", dtype=dtype, shape=z.shape)
+    return _exact((x, w, b, cotangent), (z, *gradients([z], [cotangent], [x, w, b])))
+
+
+def _exact(inputs: Sequence[Node], outputs: Sequence[Node]) -> Example:
+    """Small integers as arguments, so that every order of summation gives the same floats."""
+    draw = np.random.default_rng(len(inputs))
+    arguments = tuple(draw.integers(-3, 4, node.shape).astype(node.dtype.numpy) for node in inputs)
+    return Example(Graph(tuple(inputs), tuple(outputs)), arguments, (0.0,) * len(outputs))
+
+
+# Kernels that once were wrong
+
+
+def narrow_single_lanes() -> Iterator[Example]:
+    """A tail of one lane is stored narrow: 17 elements of 16 bits and 8 bits."""
+    for dtype in (dtypes.bfloat16, dtypes.float16, dtypes.uint8, dtypes.bool_):
+        for extent in (5, 9, 17, 33):
+            x = ops.input_(identity="x", dtype=dtypes.float32, shape=(extent,))
+            yield _exact((x,), (ops.cast(ops.abs_(ops.add(x, x)), dtype=dtype),))
+
+
+def rows_of_padding() -> Iterator[Example]:
+    """Rows that are all padding beside rows whose last lanes are: nothing outside is read, all of it is the padding."""
+    for columns, high in ((24, 2), (8, 5), (40, 3), (17, 16)):
+        x = ops.input_(identity="x", dtype=dtypes.float32, shape=(4, 2, columns))
+        y = ops.pad(x, low=(3, 2, 0), high=(2, 3, high), interior=(0, 2, 0), value=0.0)
+        z = ops.pad(x, low=(3, 2, 1), high=(2, 3, high), interior=(1, 0, 0), value=2.0)
+        yield _exact((x,), (y, ops.exp(ops.mul(z, full(0, z.dtype, z.shape)))))
+
+
+def reversed_halves() -> Iterator[Example]:
+    """Two reversed arrays, one after the other: each is read in its own rows only."""
+    for dtype in (dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64):
+        x = ops.input_(identity="x", dtype=dtype, shape=(32, 25))
+        y = ops.input_(identity="y", dtype=dtype, shape=(32, 25))
+        for first in (x, y):
+            yield _exact((x, y), (ops.flip(ops.concat(first, y, axis=0), axes=(0, 1)),))
+
+
+def rows_found_by_reductions() -> Iterator[Example]:
+    """A row is looked up by a number that the same kernel reduces, in loops that become one."""
+    table = ops.input_(identity="table", dtype=dtypes.float32, shape=(7, 3, 5))
+    numbers = ops.input_(identity="numbers", dtype=dtypes.int32, shape=(13, 2))
+    total = ops.reduce_sum(numbers, axes=(0, 1))
+    row = ops.gather(table, total)
+    yield _exact((table, numbers), (row, total))
+    last = ops.gather(ops.reshape(table, shape=(105,)), total)
+    yield _exact((table, numbers), (last, total))
+    yield _exact((table, numbers), (last,))
+
+
+def padded_columns_without_vectors() -> Iterator[Example]:
+    """Columns of a contraction are padded for float32's vectors also where float64 has none."""
+    for size in (5, 7, 11):
+        x = ops.input_(identity="x", dtype=dtypes.float64, shape=(1, 2, size + 2, size + 2))
+        w = ops.input_(identity="w", dtype=dtypes.float64, shape=(3, 2, 3, 3))
+        ones = (1, 1)
+        y = ops.conv_general(
+            x, w, strides=ones, padding=((0, 0), (0, 0)), lhs_dilation=ones, rhs_dilation=ones, groups=1
+        )
+        yield _exact((x, w), (ops.neg(y), y))
+
+
+FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
+    family.__name__: family
+    for family in (
+        movement, reductions, scatters, convolutions, narrow_single_lanes, rows_of_padding, reversed_halves,
+        rows_found_by_reductions, padded_columns_without_vectors,
+    )
+}  # fmt: skip
+
+
+def main(names: Sequence[str]) -> None:
+    for name in names or FAMILIES:
+        for number, example in enumerate(FAMILIES[name]()):
+            print(f"{name} {number}", flush=True)
+            try:
+                check(example, random.Random(number))
+            except Exception as error:
+                error.add_note(print_graph(example.graph))
+                raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
