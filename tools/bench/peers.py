@@ -217,7 +217,9 @@ def jax_step(objective: Callable[..., Any]) -> Callable[..., Any]:
 
         return loss, (jax.tree.map(updated, parameters, first, second), first, second, count, statistics)
 
-    return jax.jit(step, donate_argnums=0)
+    # Declared, as without JAX its types are unknown.
+    compiled: Callable[..., Any] = jax.jit(step, donate_argnums=0)
+    return compiled
 
 
 class JaxStep:
