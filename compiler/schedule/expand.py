@@ -94,10 +94,6 @@ class Expander:
             self.inner[extents] = tuple(Variable(f"r{group}_{i}", n) for i, n in enumerate(extents))
         return self.inner[extents]
 
-    def evaluations(self, node: Node) -> int:
-        """At how many different places `node` has been expanded."""
-        return sum(1 for key in self._memo if key[0] is node)
-
     def counts(self) -> dict[Node, int]:
         """How often each node has been expanded at a different place."""
         result: dict[Node, int] = {}
