@@ -11,6 +11,7 @@ from kaun.compiler.ir import dtypes
 from kaun.compiler.ir.dtypes import DType
 from kaun.compiler.ir.rules import check_shape
 from kaun.compiler.pipeline import STAGES, Compilation
+from kaun.compiler.schedule.traffic import traffic_bytes
 from kaun.runtime import engine
 from kaun.runtime import target as targets
 from kaun.tracing import Function, Specialisation
@@ -41,7 +42,7 @@ class KernelSummary:
     """One kernel of a compiled function: what it stores, its floating-point operations and bytes, and its chunks.
 
     `layers` are the layer paths it computes something of; `flops` counts each fused operation once per element, and
-    `bytes` every buffer once.
+    `bytes` every element that is read or stored once.
     """
 
     stores: tuple[str, ...]
@@ -148,7 +149,7 @@ class Compiled:
                 stores=tuple(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs),
                 layers=tuple(sorted({n.source.path for n in scheduled.nodes if n.source.path})),
                 flops=sum(node.op.flops(node) for node in scheduled.nodes),
-                bytes=sum(buffer.node.nbytes for buffer in scheduled.kernel.buffers),
+                bytes=traffic_bytes(scheduled.reads, scheduled.outputs, scheduled.nodes),
                 chunks=launch.chunks,
             )
             for scheduled, launch in zip(compilation.kernels, compilation.launches, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from kaun.runtime import target as targets
 from kaun.tools import bench
-from kaun.tools.bench import kaun_problems, kaun_worker, measure, peers, report
+from kaun.tools.bench import kaun_problems, kaun_worker, measure, peers, plot, report
 from kaun.tools.bench.model_problems import MODELS, Model, classifier, gpt, resnet
 from kaun.tools.bench.operation_problems import OPERATIONS, Operation
 from kaun.tools.bench.peaks import bandwidth_of, measure_peaks
@@ -248,8 +249,62 @@ def test_ratios_are_to_the_best_peer_and_kernels_are_shown_where_kaun_is_behind(
     systems = {name: System(name, name, (), "0") for name in ("kaun", "torch", "jax")}
     peaks = {"flops": 1e9, "bandwidth": [(1 << 20, 1e9)], "target": "t"}
     times, kernels = report.tables(measure.Benchmark(1, systems, peaks, [ahead, behind]))
-    assert [row[-1] for row in times.rows] == ["3.00x", "0.33x", "1.00x"]
+    assert times.columns[-2:] == ("best peer", "of limit")
+    assert [row[-2] for row in times.rows] == ["3.00x", "0.33x", "1.00x"]
     assert kernels.title == "Kernels of an operation" and "kernel 0: exp" in report.markdown([kernels])
+
+
+def test_the_share_of_the_limit_is_the_kernels_limits_over_the_time() -> None:
+    peaks = {"flops": 8.0, "bandwidth": [(1 << 20, 16.0)]}
+    kernels = [{"flops": 16, "bytes": 8}, {"flops": 1, "bytes": 64}]
+    result = dataclasses.replace(result_of(kaun=12.0), kernels=kernels)
+    assert report.share_of_limit(result, peaks) == pytest.approx((2.0 + 4.0) / 12.0)
+
+
+def test_one_thread_is_timed_beside_all_of_them_if_asked_for() -> None:
+    settings = dataclasses.replace(QUICK, threads=2, single_thread=True)
+    benchmark = measure.run([TINY_CNN], [kaun_system()], settings, lambda text: None)
+    (result,) = benchmark.results
+    assert result.single_thread is not None and result.single_thread.least > 0
+    assert list(result.timings) == ["kaun"]
+    slow = dataclasses.replace(result_of(kaun=2.0), single_thread=measure.Timing(0.0, 3.0, 3.0))
+    table = report.tables(measure.Benchmark(2, benchmark.systems, benchmark.peaks, [slow]), kernels=False)[0]
+    assert table.columns[-1] == "threads" and table.rows[0][-1] == "1.50x"
+
+
+def test_saved_runs_are_shown_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    systems = {"kaun": System("kaun", "Kaun", ("k",), "0"), "jax": System("jax", "JAX", ("j",), "1")}
+    peaks = {"flops": 1e9, "bandwidth": [(1 << 20, 1e9)], "target": "t"}
+    faster = {**peaks, "flops": 2e9}
+    first = measure.Benchmark(1, systems, peaks, [result_of(kaun=2.0, jax=8.0)])
+    again = dataclasses.replace(result_of(kaun=2.0, jax=4.0), single_thread=measure.Timing(0.0, 3.0, 3.0))
+    other = dataclasses.replace(result_of(kaun=1.0, jax=3.0), name="other", title="another operation")
+    second = measure.Benchmark(1, systems, faster, [again, other])
+    files = [str(tmp_path / name) for name in ("first.json", "second.json")]
+    for file, benchmark in zip(files, (first, second), strict=True):
+        bench._save(file, benchmark)
+    assert dataclasses.asdict(bench._saved(files[1:])) == json.loads(Path(files[1]).read_text())
+    assert bench.main(["--show", *files, "--markdown", "--no-kernels"]) == 0
+    text = capsys.readouterr().out
+    assert "4.00 s (2.00x)" in text and "3.00 s (3.00x)" in text and "8.00 s" not in text and "2 GFLOP/s" in text
+    with pytest.raises(ValueError, match="got runs on 2 threads of t and on"):
+        first.with_more(dataclasses.replace(second, threads=2))
+    (tmp_path / "broken.json").write_text('{"results": 3}')
+    with pytest.raises(SystemExit):
+        bench.main(["--show", str(tmp_path / "broken.json")])
+    assert "no benchmark that --json wrote" in capsys.readouterr().err
+
+
+def test_the_plot_is_a_picture_of_every_step_and_operation(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the extra `plot`")
+    systems = {name: System(name, name, (), "0") for name in ("kaun", "torch")}
+    peaks = {"flops": 1e9, "bandwidth": [(1 << 20, 1e9)], "target": "t"}
+    file = tmp_path / "plot.png"
+    rows = [result_of(kaun=2.0, torch=8.0), result_of(kaun=2.0, torch=1.0), result_of(kaun=1.0)]
+    plot.save(measure.Benchmark(1, systems, peaks, rows), file)
+    assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 5000
+    with pytest.raises(ValueError, match="without steps and operations"):
+        plot.save(measure.Benchmark(1, systems, peaks, []), file)
 
 
 def test_running_starts_again_from_the_initial_parameters() -> None:

@@ -24,6 +24,8 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
     parser = _parser(prog)
     options = parser.parse_args(arguments)
     try:
+        if options.show:
+            return _report(_saved(options.show), options)
         problems = chosen(options.only)
         systems = _systems(options)
     except ValueError as error:
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
         seconds=options.seconds,
         compile_times=not options.no_compile_times,
         compile_all=options.compile_all,
+        single_thread=options.single_thread,
     )
     progress = Console(stderr=True, highlight=False)
     try:
@@ -44,6 +47,11 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
     except (measure.DisagreementError, WorkerError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+    return _report(benchmark, options)
+
+
+def _report(benchmark: measure.Benchmark, options: argparse.Namespace) -> int:
+    """Print a benchmark's tables and draw its plot as the options say. The exit status is 0."""
     made = report.tables(benchmark, least=options.least, kernels=not options.no_kernels)
     if options.markdown:
         print(f"{report.description(benchmark)}\n\n{report.markdown(made)}", end="")
@@ -56,12 +64,29 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
         report.print_tables(console, made)
     for failure in report.failures(benchmark):
         print(failure, file=sys.stderr)
+    if options.plot:
+        from kaun.tools.bench import plot  # needs matplotlib, which nothing else does
+
+        plot.save(benchmark, options.plot, least=options.least)
     return 0
 
 
 def _save(file: str | None, benchmark: measure.Benchmark) -> None:
     if file:
         Path(file).write_text(json.dumps(dataclasses.asdict(benchmark), indent=1) + "\n")
+
+
+def _saved(files: Sequence[str]) -> measure.Benchmark:
+    """The runs that `--json` wrote to these files, together. ValueError for a file that holds no such thing."""
+    together: measure.Benchmark | None = None
+    for file in files:
+        try:
+            one = measure.Benchmark.of_record(json.loads(Path(file).read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"bench.main: {file} is no benchmark that --json wrote: {error!r}") from error
+        together = one if together is None else together.with_more(one)
+    assert together is not None
+    return together
 
 
 def _systems(options: argparse.Namespace) -> list[System]:
@@ -100,8 +125,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile-all", action="store_true", help="have torch.compile take part where that takes minutes, too"
     )
+    parser.add_argument("--single-thread", action="store_true", help="time Kaun on one thread too, in the same rounds")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--json", metavar="FILE", help="write everything measured to a file")
+    parser.add_argument(
+        "--show", nargs="+", metavar="FILE", help="measure nothing: report what --json wrote to these files before"
+    )
+    parser.add_argument("--plot", metavar="PNG", help="draw ratios and shares of the limit (needs matplotlib)")
     return parser
 
 

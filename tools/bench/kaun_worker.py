@@ -12,6 +12,7 @@ import numpy as np
 from kaun.compiler.ir import Node, ops, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.schedule.fusion import ScheduledKernel
+from kaun.compiler.schedule.traffic import traffic_bytes
 from kaun.runtime import target as targets
 from kaun.runtime.cache import default_cache
 from kaun.runtime.profile import time_calls
@@ -173,7 +174,7 @@ def interpreted_losses(step: Step, count: int) -> list[float]:
 class KernelTime:
     """One kernel of a program and how long it takes alone.
 
-    `bytes` counts each of its buffers once; `text` is the stage "fused" of it.
+    `bytes` counts each element that it touches once; `text` is the stage "fused" of it.
     """
 
     what: str
@@ -196,7 +197,7 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
             where=_where(scheduled),
             seconds=time,
             flops=sum(node.op.flops(node) for node in _computed(scheduled)),
-            bytes=sum(buffer.node.nbytes for buffer in scheduled.kernel.buffers),
+            bytes=traffic_bytes(scheduled.reads, scheduled.outputs, _computed(scheduled)),
             chunks=call.chunks,
             text=text,
         )

@@ -20,6 +20,8 @@ CHECKED = 4
 TOLERANCE = 1e-4
 # Between two turns, so that the threads of one system have gone to sleep when the next begins.
 _PAUSE_SECONDS = 0.05
+# The turns of Kaun on one thread, beside those of the systems by their names.
+_SINGLE = "kaun on one thread"
 
 
 class DisagreementError(Exception):
@@ -30,7 +32,8 @@ class DisagreementError(Exception):
 class Settings:
     """How long to measure: `rounds` turns for each system of about `seconds` each, on `threads` threads.
 
-    `compile_all` has torch.compile take part where compiling takes it long, too.
+    `compile_all` has torch.compile take part where compiling takes it long, too. `single_thread` times Kaun on one
+    thread as well, in turn with the others.
     """
 
     threads: int
@@ -39,6 +42,7 @@ class Settings:
     kernel_seconds: float = 0.05
     compile_times: bool = True
     compile_all: bool = False
+    single_thread: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class CompileTimes:
 class Result:
     """All about one problem. `values` are what the systems agreed on; `kernels` are records of `KernelTime`.
 
-    `kind` is "step", "operation" or "product".
+    `kind` is "step", "operation" or "product". `single_thread` is Kaun's time on one thread, if that was asked for.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Result:
     arena_bytes: int
     closures: dict[str, float] | None = None
     compile_times: CompileTimes | None = None
+    single_thread: Timing | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,32 @@ class Benchmark:
     systems: dict[str, System]
     peaks: dict[str, Any]
     results: list[Result] = field(default_factory=list)
+
+    @staticmethod
+    def of_record(record: dict[str, Any]) -> Benchmark:
+        """The benchmark that `dataclasses.asdict` made a record of. KeyError or TypeError if it is no such record."""
+        results = []
+        for entry in record["results"]:
+            changed = dict(entry)
+            changed["timings"] = {name: Timing(**timing) for name, timing in entry["timings"].items()}
+            for name, kind in (("compile_times", CompileTimes), ("single_thread", Timing)):
+                if entry.get(name) is not None:
+                    changed[name] = kind(**entry[name])
+            results.append(Result(**changed))
+        systems = {name: System(**system) for name, system in record["systems"].items()}
+        return Benchmark(record["threads"], systems, record["peaks"], results)
+
+    def with_more(self, other: Benchmark) -> Benchmark:
+        """This and another run on the same machine together; a problem in both counts as the other has it.
+
+        ValueError for a run on another machine or on another number of threads.
+        """
+        ours, theirs = ((b.threads, b.peaks["target"]) for b in (self, other))
+        if ours != theirs:
+            raise ValueError(f"measure.with_more: got runs on {theirs[0]} threads of {theirs[1]} and on {ours}")
+        later = {result.name for result in other.results}
+        results = [*(result for result in self.results if result.name not in later), *other.results]
+        return Benchmark(self.threads, self.systems | other.systems, _highest(self.peaks, other.peaks), results)
 
 
 def run(
@@ -116,11 +147,14 @@ def run(
             "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor"),
         }
         workers = [stack.enter_context(Worker(system, settings.threads, fresh)) for system in systems]
+        single = None
+        if settings.single_thread and settings.threads > 1:
+            single = stack.enter_context(Worker(systems[0], 1, fresh))
         peaks: dict[str, Any] = {}
         results: list[Result] = []
         titled = {system.name: system for system in systems}
         for problem in problems:
-            result = _measure(problem, workers, settings, Path(folder), say)
+            result = _measure(problem, workers, single, settings, Path(folder), say)
             # Other programs can only make a peak look lower.
             peaks = _highest(peaks, workers[0].ask("peaks", seconds=settings.kernel_seconds))
             results.append(result)
@@ -129,22 +163,32 @@ def run(
 
 
 def _measure(
-    problem: Problem, workers: Sequence[Worker], settings: Settings, folder: Path, say: Callable[[str], None]
+    problem: Problem,
+    workers: Sequence[Worker],
+    single: Worker | None,
+    settings: Settings,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> Result:
     arrays = folder / f"{problem.name}.npz"
     np.savez(arrays, **problem.arrays())  # type: ignore[arg-type]
     able = [worker for worker in workers if _takes_part(worker.system.name, problem, settings)]
     first, errors = _load_and_check(problem, able, arrays, say)
     running = [worker for worker in able if worker.system.name not in errors]
-    rounds: dict[str, list[list[float]]] = {worker.system.name: [] for worker in running}
+    turns = {worker.system.name: worker for worker in running}
+    if single is not None:
+        first[_SINGLE] = single.ask("load", arrays=str(arrays))
+        turns[_SINGLE] = single
+    rounds: dict[str, list[list[float]]] = {name: [] for name in turns}
     for _ in range(settings.rounds):
-        for worker in running:
+        for name, worker in turns.items():
             time.sleep(_PAUSE_SECONDS)
-            rounds[worker.system.name].append(worker.ask("time", seconds=settings.seconds))
+            rounds[name].append(worker.ask("time", seconds=settings.seconds))
     timings = {name: Timing(error=error) for name, error in errors.items()}
     for name, blocks in rounds.items():
         median = statistics.median(statistics.median(turn) for turn in blocks)
         timings[name] = Timing(first[name], median, min(min(turn) for turn in blocks))
+    on_one_thread = timings.pop(_SINGLE, None)
     kernels = workers[0].ask("kernels", seconds=settings.kernel_seconds)
     times = None
     if settings.compile_times and isinstance(problem, Network | Model):
@@ -160,6 +204,7 @@ def _measure(
         arena_bytes=kernels["arena_bytes"],
         closures=kernels["closures"],
         compile_times=times,
+        single_thread=on_one_thread,
     )
 
 

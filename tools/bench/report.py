@@ -89,6 +89,24 @@ def ratio_to_best(result: Result, least: bool = False) -> float | None:
     return min(peers) / _shown(result.timings["kaun"], least) if peers else None
 
 
+def threads_gain(result: Result, least: bool = False) -> float | None:
+    """Kaun's time on one thread over that on all; None if it was not taken."""
+    if result.single_thread is None:
+        return None
+    return _shown(result.single_thread, least) / _shown(result.timings["kaun"], least)
+
+
+def limit_seconds(kernel: dict[str, Any], peaks: dict[str, Any]) -> float:
+    """The time that the measured peaks allow for a kernel's operations and bytes."""
+    bandwidth = bandwidth_of(peaks["bandwidth"], kernel["bytes"])
+    return float(max(kernel["flops"] / peaks["flops"], kernel["bytes"] / bandwidth))
+
+
+def share_of_limit(result: Result, peaks: dict[str, Any], least: bool = False) -> float:
+    """The limits of all kernels together over the time that a run takes."""
+    return sum(limit_seconds(kernel, peaks) for kernel in result.kernels) / _shown(result.timings["kaun"], least)
+
+
 def geometric_mean(ratios: Sequence[float]) -> float:
     """exp(mean of logarithms) of some positive numbers."""
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -96,7 +114,8 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 def _times_table(title: str, results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:
     names = _present(results, benchmark)
-    rows = []
+    scaled = any(result.single_thread for result in results)
+    rows: list[tuple[str, ...]] = []
     for result in results:
         ours = _shown(result.timings["kaun"], least)
         cells = [result.title]
@@ -106,14 +125,27 @@ def _times_table(title: str, results: Sequence[Result], benchmark: Benchmark, le
             ratio = f" ({time / ours:.2f}x)" if name != "kaun" else ""
             cells.append("-" if timing.error else f"{duration(time)}{ratio}")
         best = ratio_to_best(result, least)
-        rows.append((*cells, "-" if best is None else f"{best:.2f}x"))
+        cells.append("-" if best is None else f"{best:.2f}x")
+        cells.append(f"{share_of_limit(result, benchmark.peaks, least):.0%}")
+        if scaled:
+            gain = threads_gain(result, least)
+            cells.append("-" if gain is None else f"{gain:.2f}x")
+        rows.append(tuple(cells))
     ratios = [best for best in (ratio_to_best(result, least) for result in results) if best is not None]
     if ratios:
-        rows.append(("geometric mean", *("" for _ in names), f"{geometric_mean(ratios):.2f}x"))
+        mean = f"{geometric_mean(ratios):.2f}x"
+        rows.append(("geometric mean", *("" for _ in names), mean, "", *([""] if scaled else [])))
     what = "least" if least else "median"
     subject = "a step with AdamW" if results[0].kind == "step" else "one call, results in new memory"
-    note = f"Time of {subject} ({what}); in brackets how many times as long as Kaun's, last the best peer so."
-    return Table(title, ("", *_titles(names, benchmark), "best peer"), rows, note)
+    note = (
+        f"Time of {subject} ({what}); in brackets how many times as long as Kaun's, then the best peer so. `of limit`: "
+        "the time in which the measured peaks would allow the operations and bytes of Kaun's kernels, over Kaun's time."
+    )
+    more = []
+    if scaled:
+        more.append("threads")
+        note += f" `threads`: Kaun's time on one thread over that on {benchmark.threads}."
+    return Table(title, ("", *_titles(names, benchmark), "best peer", "of limit", *more), rows, note)
 
 
 def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
@@ -182,11 +214,9 @@ def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
 def _kernel_cells(kernel: dict[str, Any], total: float, peaks: dict[str, Any]) -> tuple[str, ...]:
     seconds = max(kernel["seconds"], 1e-12)
     flops, traffic = kernel["flops"] / seconds, kernel["bytes"] / seconds
-    bandwidth = bandwidth_of(peaks["bandwidth"], kernel["bytes"])
-    limit = max(flops / peaks["flops"], traffic / bandwidth)
     return (
         kernel["what"], kernel["where"], duration(seconds), f"{seconds / total:.0%}",
-        f"{flops / 1e9:.1f}", f"{traffic / 1e9:.1f}", f"{limit:.0%}",
+        f"{flops / 1e9:.1f}", f"{traffic / 1e9:.1f}", f"{limit_seconds(kernel, peaks) / seconds:.0%}",
     )  # fmt: skip
 
 
