@@ -6,8 +6,9 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ TINY_CNN = Network("tiny-cnn", "tiny CNN", 3, 8, (2, 3), (5, 4))
 TINY_PRODUCT = Product("matmul-24", 24)
 TINY_MODELS = [
     gpt("tiny-gpt", blocks=2, width=8, heads=2, batch=2, tokens=5, vocabulary=7),
+    gpt("tiny-gpt-2", blocks=2, width=8, heads=2, batch=2, tokens=5, vocabulary=7, gpt2=True),
     resnet("tiny-resnet", "tiny ResNet", 3, 8, (2, 3), 1, classes=4),
     classifier("tiny-text", "tiny text", 11, 4, 3, 5, 6),
 ]
@@ -52,7 +54,9 @@ TINY_SHAPES: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple
 TINY_OPERATIONS = [
     Operation(name, "tiny", inputs, result, True, indices, 7) for name, (inputs, result, indices) in TINY_SHAPES.items()
 ]
-QUICK = measure.Settings(threads=1, rounds=1, seconds=0.001, kernel_seconds=0.001, compile_times=False)
+QUICK = measure.Settings(
+    threads=1, rounds=1, seconds=0.001, kernel_seconds=0.001, compile_times=False, memory=False
+)
 
 
 def numpy_losses(arrays: dict[str, np.ndarray], count: int) -> list[float]:
@@ -313,6 +317,49 @@ def test_running_starts_again_from_the_initial_parameters() -> None:
     step.run(5)
     step.reset()
     assert step.values(3) == before
+
+
+def test_gpt_2_small_has_its_124_million_parameters() -> None:
+    (model,) = (model for model in MODELS if model.name == "gpt-2-small")
+    sizes = {name: math.prod(shape) for name, shape in model.shapes}
+    # The published count is with 1024 positions instead of 256.
+    assert sum(sizes.values()) + (1024 - 256) * 768 == 124_439_808
+
+
+def test_memory_is_that_of_steps_and_not_of_what_came_before(tmp_path: Path) -> None:
+    """A system whose steps hold 64 MB, and whose making holds 256 MB for a while."""
+
+    class Greedy:
+        def __init__(self, arrays: Mapping[str, Any]) -> None:
+            self.initial = np.ones(1 << 22)
+            self.kept = np.ones(1 << 20)
+            del arrays
+            np.ones(1 << 25)
+
+        def forget_initial(self) -> None:
+            del self.initial
+
+        def run(self, times: int) -> None:
+            for _ in range(times):
+                np.ones(1 << 23)
+
+    np.savez(tmp_path / "arrays.npz", x=np.zeros(1))
+    peak = peers.peak_bytes(Greedy, str(tmp_path / "arrays.npz"), 2)  # type: ignore[arg-type]
+    wanted = (8 << 20) + (64 << 20)
+    if Path("/proc/self/clear_refs").exists():
+        assert wanted - (4 << 20) < peak < wanted + (24 << 20)
+    else:
+        assert peak > wanted - (4 << 20)
+
+
+def test_the_memory_of_steps_is_in_a_table_of_its_own() -> None:
+    benchmark = measure.run([TINY_MLP], [kaun_system()], dataclasses.replace(QUICK, memory=True), lambda text: None)
+    (result,) = benchmark.results
+    parameters = 9 * 5 + 5 + 5 * 3 + 3
+    assert 12 * parameters <= result.state_bytes <= 12 * parameters + 16
+    assert result.lower_bound_bytes <= result.arena_bytes
+    assert result.timings["kaun"].peak_bytes > 0
+    assert "Peak memory of training" in report.markdown(report.tables(benchmark))
 
 
 def test_a_whole_run_agrees_and_reports(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
         compile_times=not options.no_compile_times,
         compile_all=options.compile_all,
         single_thread=options.single_thread,
+        memory=not options.no_memory,
     )
     progress = Console(stderr=True, highlight=False)
     try:
@@ -122,6 +123,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--least", action="store_true", help="show least times, not medians: for a busy machine")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the tables of single kernels")
     parser.add_argument("--no-compile-times", action="store_true", help="leave out the first steps in new processes")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory of training steps")
     parser.add_argument(
         "--compile-all", action="store_true", help="have torch.compile take part where that takes minutes, too"
     )

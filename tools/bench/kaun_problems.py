@@ -23,23 +23,28 @@ def _gpt(settings: Mapping[str, Any], p: Parameters, state: Parameters, x: Tenso
     for block in range(settings["blocks"]):
         with source.layer(f"{block}.attend"):
             normed = fn.layer_norm(h, gamma=p[f"{block}.norm1.gain"], beta=p[f"{block}.norm1.bias"])
-            h = h + _attend(normed, *(p[f"{block}.{name}"] for name in ("q", "k", "v", "out")), heads=settings["heads"])
+            h = h + _attend(block, normed, p, heads=settings["heads"])
         with source.layer(f"{block}.feed"):
             normed = fn.layer_norm(h, gamma=p[f"{block}.norm2.gain"], beta=p[f"{block}.norm2.bias"])
-            up = fn.gelu(fn.linear(normed, p[f"{block}.up.weight"], p[f"{block}.up.bias"]))
+            up = fn.linear(normed, p[f"{block}.up.weight"], p[f"{block}.up.bias"])
+            up = fn.gelu(up, approximate="tanh" if settings["gpt2"] else "none")
             h = h + fn.linear(up, p[f"{block}.down.weight"], p[f"{block}.down.bias"])
     with source.layer("head"):
-        return fn.layer_norm(h, gamma=p["norm.gain"], beta=p["norm.bias"]) @ p["head"], state
+        head = nx.permute_dims(p["tokens.embedding"], (1, 0)) if settings["gpt2"] else p["head"]
+        return fn.layer_norm(h, gamma=p["norm.gain"], beta=p["norm.bias"]) @ head, state
 
 
-def _attend(x: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, heads: int) -> Tensor:
+def _attend(block: int, x: Tensor, p: Parameters, *, heads: int) -> Tensor:
     batch, tokens, width = x.shape
 
-    def split(weight: Tensor) -> Tensor:
-        return nx.permute_dims(nx.reshape(x @ weight, (batch, tokens, heads, width // heads)), (0, 2, 1, 3))
+    def linear(name: str, x: Tensor) -> Tensor:
+        return fn.linear(x, p[f"{block}.{name}"], p.get(f"{block}.{name}.bias"))
 
-    y = fn.dot_product_attention(split(q), split(k), split(v), is_causal=True)
-    return nx.reshape(nx.permute_dims(y, (0, 2, 1, 3)), (batch, tokens, width)) @ out
+    def split(name: str) -> Tensor:
+        return nx.permute_dims(nx.reshape(linear(name, x), (batch, tokens, heads, width // heads)), (0, 2, 1, 3))
+
+    y = fn.dot_product_attention(split("q"), split("k"), split("v"), is_causal=True)
+    return linear("out", nx.reshape(nx.permute_dims(y, (0, 2, 1, 3)), (batch, tokens, width)))
 
 
 def _resnet(settings: Mapping[str, Any], p: Parameters, state: Parameters, x: Tensor) -> tuple[Tensor, Parameters]:
@@ -90,19 +95,24 @@ def _named(tree: Parameters) -> Parameters:
     return {key.replace("/", "."): tensor for key, tensor in tree.items()}
 
 
-def model(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> kn.layer.Layer:
-    """A layer that computes the model, with these parameters at first."""
+def variables(settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> kn.layer.Vars:
+    """The model's variables: copies of these parameters, and statistics that start anew."""
+    params = {name: nx.asarray(array, copy=True) for name, array in parameters.items()}
+    state: dict[str, Tensor] = {}
+    if settings["model"] == "resnet":
+        for name, gain in params.items():
+            if name.endswith(".gain"):
+                path = name.removesuffix(".gain")
+                state |= {f"{path}.mean": nx.zeros(gain.shape), f"{path}.variance": nx.ones(gain.shape)}
+    return kn.layer.Vars(_keyed(params), _keyed(state), kn.float32)
+
+
+def model(settings: Mapping[str, Any]) -> kn.layer.Layer:
+    """A layer that computes the model from its `variables`."""
     forward = MODELS[settings["model"]]
 
     def init(*, dtype: Any) -> kn.layer.Vars:
-        params = {name: nx.asarray(array, copy=True) for name, array in parameters.items()}
-        state: dict[str, Tensor] = {}
-        if settings["model"] == "resnet":
-            for name, gain in params.items():
-                if name.endswith(".gain"):
-                    path = name.removesuffix(".gain")
-                    state |= {f"{path}.mean": nx.zeros(gain.shape), f"{path}.variance": nx.ones(gain.shape)}
-        return kn.layer.Vars(_keyed(params), _keyed(state), dtype)
+        raise ValueError("kaun_problems.model: its parameters come from the problem's arrays; see `variables`")
 
     def apply(params: Any, state: Any, x: Any, /, *, dtype: Any, training: bool, ctx: Any) -> tuple[Tensor, Any]:
         logits, after = forward(settings, _named(params), _named(state), x)

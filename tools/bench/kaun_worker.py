@@ -70,14 +70,16 @@ class Step:
             model, named = network(parameters_of(arrays))
         else:
             named = {name.removeprefix(PARAMETER): a for name, a in arrays.items() if name.startswith(PARAMETER)}
-            model = kaun_problems.model(json.loads(str(arrays["settings"])), named)
+            model = kaun_problems.model(json.loads(str(arrays["settings"])))
         optimizer = kn.optim.adamw(lr=LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY)
         self.trainer = kn.train.make(model=model, optimizer=optimizer)
-        with nx.rng.run(seed=0):
-            variables = kn.layer.init(model)
         if self.small:
+            with nx.rng.run(seed=0):
+                variables = kn.layer.init(model)
             tensors = {path: nx.asarray(array, copy=True) for path, array in named.items()}
             variables = variables.with_params(kn.ptree.unflatten_from_paths(tensors, like=variables.params))
+        else:
+            variables = kaun_problems.variables(json.loads(str(arrays["settings"])), named)
         self.initial = kn.train.make_state(self.trainer, variables)
         self.batches = [
             (nx.asarray(x, copy=True), nx.asarray(y, copy=True)) for x, y in zip(arrays["x"], arrays["y"], strict=True)
@@ -85,11 +87,21 @@ class Step:
         self.reset()
 
     def reset(self) -> None:
-        self.state = self.initial
+        self.states = [self.initial]
+
+    def forget_initial(self) -> None:
+        del self.initial
 
     def run(self, times: int) -> None:
         batches = [self.batches[number % len(self.batches)] for number in range(times)]
-        self.state = kn.train.fit(self.trainer, self.state, batches, loss=kn.loss.cross_entropy_sparse)
+        # Nothing but the loop holds the state it starts from, as in `fit(trainer, init(trainer), data)`.
+        self.states.append(kn.train.fit(self.trainer, self.states.pop(), batches, loss=kn.loss.cross_entropy_sparse))
+
+    def state_bytes(self) -> int:
+        """Of the parameters, running statistics and the optimizer's state."""
+        state = self.initial
+        leaves = kn.ptree.leaves((state.vars.params, state.vars.state, state.opt_state))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     def values(self, count: int) -> list[float]:
         losses: list[float] = []
@@ -243,6 +255,8 @@ def _profile(system: Any, request: dict[str, Any]) -> Any:
     return {
         "kernels": [dataclasses.asdict(kernel) for kernel in times],
         "arena_bytes": special.compiled.compilation.program.arena_bytes,
+        "lower_bound_bytes": special.compiled.compilation.lower_bound_bytes,
+        "state_bytes": system.state_bytes() if isinstance(system, Step) else 0,
         "closures": closure_times(system) if isinstance(system, Step) and system.small else None,
     }
 
@@ -257,11 +271,11 @@ def closure_times(step: Step, steps: int = 1000) -> dict[str, float]:
         batches = (step.batches[number % len(step.batches)] for number in range(count))
         return [(x, lambda output, y=y: kn.loss.cross_entropy_sparse(output, y)) for x, y in batches]
 
-    step.state = kn.train.fit(step.trainer, step.initial, elements(10))
+    state = kn.train.fit(step.trainer, step.initial, elements(10))
     before = default_cache().statistics.compiled
     data = elements(steps)
     started = time.perf_counter()
-    step.state = kn.train.fit(step.trainer, step.state, data)
+    kn.train.fit(step.trainer, state, data)
     whole = (time.perf_counter() - started) / steps
     special, arguments = step.traced()
     addresses = [Storage.of(leaf.numpy()) for leaf in kn.ptree.leaves(arguments)]

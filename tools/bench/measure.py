@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -18,6 +19,8 @@ from kaun.tools.bench.workers import System, Worker, WorkerError
 # Losses of the first steps, or entries of a product, that have to agree, and how closely.
 CHECKED = 4
 TOLERANCE = 1e-4
+# Steps during which the memory of a process is watched.
+_MEMORY_STEPS = 3
 # Between two turns, so that the threads of one system have gone to sleep when the next begins.
 _PAUSE_SECONDS = 0.05
 # The turns of Kaun on one thread, beside those of the systems by their names.
@@ -33,7 +36,7 @@ class Settings:
     """How long to measure: `rounds` turns for each system of about `seconds` each, on `threads` threads.
 
     `compile_all` has torch.compile take part where compiling takes it long, too. `single_thread` times Kaun on one
-    thread as well, in turn with the others.
+    thread as well, in turn with the others. `memory` has the memory of training steps measured.
     """
 
     threads: int
@@ -43,18 +46,21 @@ class Settings:
     compile_times: bool = True
     compile_all: bool = False
     single_thread: bool = False
+    memory: bool = True
 
 
 @dataclass(frozen=True)
 class Timing:
     """Seconds a step or product takes in one system: the median over rounds of their medians, and the least of all.
 
-    `first_seconds` is for the first one and all that precedes it, such as compiling. `error` says why there is none.
+    `first_seconds` is for the first one and all that precedes it, such as compiling. `peak_bytes` is the memory of a
+    process that makes steps, beyond what it had before, 0 if it was not measured. `error` says why there is no time.
     """
 
     first_seconds: float = 0.0
     median: float = 0.0
     least: float = 0.0
+    peak_bytes: int = 0
     error: str = ""
 
 
@@ -78,6 +84,8 @@ class Result:
     """All about one problem. `values` are what the systems agreed on; `kernels` are records of `KernelTime`.
 
     `kind` is "step", "operation" or "product". `single_thread` is Kaun's time on one thread, if that was asked for.
+    `arena_bytes` hold Kaun's intermediates, of which `lower_bound_bytes` are alive at once; `state_bytes` are those of
+    a step's parameters and optimizer state.
     """
 
     name: str
@@ -87,6 +95,8 @@ class Result:
     values: list[float]
     kernels: list[dict[str, Any]]
     arena_bytes: int
+    lower_bound_bytes: int = 0
+    state_bytes: int = 0
     closures: dict[str, float] | None = None
     compile_times: CompileTimes | None = None
     single_thread: Timing | None = None
@@ -189,6 +199,10 @@ def _measure(
         median = statistics.median(statistics.median(turn) for turn in blocks)
         timings[name] = Timing(first[name], median, min(min(turn) for turn in blocks))
     on_one_thread = timings.pop(_SINGLE, None)
+    if settings.memory and isinstance(problem, Network | Model):
+        say(f"{problem.title}: memory")
+        for worker in running:
+            timings[worker.system.name] = _with_memory(timings[worker.system.name], worker, arrays)
     kernels = workers[0].ask("kernels", seconds=settings.kernel_seconds)
     times = None
     if settings.compile_times and isinstance(problem, Network | Model):
@@ -202,10 +216,18 @@ def _measure(
         values=workers[0].ask("values", count=CHECKED),
         kernels=kernels["kernels"],
         arena_bytes=kernels["arena_bytes"],
+        lower_bound_bytes=kernels["lower_bound_bytes"],
+        state_bytes=kernels["state_bytes"],
         closures=kernels["closures"],
         compile_times=times,
         single_thread=on_one_thread,
     )
+
+
+def _with_memory(timing: Timing, worker: Worker, arrays: Path) -> Timing:
+    """The timing with the memory that a new process of the same system needs."""
+    with Worker(worker.system, worker.threads, worker.environment) as alone:
+        return dataclasses.replace(timing, peak_bytes=alone.ask("memory", arrays=str(arrays), steps=_MEMORY_STEPS))
 
 
 def _kind(problem: Problem) -> str:

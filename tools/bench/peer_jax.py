@@ -22,7 +22,9 @@ def model(arrays: Arrays) -> tuple[Any, Any, Callable[..., Any], Any]:
     x, state = arrays["x"], {}
     if settings["model"] == "gpt":
         for block in range(settings["blocks"]):
-            p[f"{block}.qkv"] = np.concatenate([p.pop(f"{block}.{name}") for name in "qkv"], 1)
+            for end in ("", ".bias") if settings["gpt2"] else ("",):
+                parts = [p.pop(f"{block}.{name}{end}") for name in "qkv"]
+                p[f"{block}.qkv{end}"] = np.concatenate(parts, -1)
     if settings["model"] == "resnet":
         # Channels last, as JAX's own libraries lay them out.
         x = np.ascontiguousarray(x.transpose(0, 1, 3, 4, 2))
@@ -67,9 +69,12 @@ def _gpt(settings: Mapping[str, Any], p: Any, state: Any, x: Any) -> Any:
         batch, tokens, width = x.shape
         q, k, v = (
             part.reshape(batch, tokens, settings["heads"], -1).transpose(0, 2, 1, 3)
-            for part in jnp.split(x @ p[f"{block}.qkv"], 3, axis=-1)
+            for part in jnp.split(linear(f"{block}.qkv", x), 3, axis=-1)
         )
-        return _attention(q, k, v, True).transpose(0, 2, 1, 3).reshape(batch, tokens, width) @ p[f"{block}.out"]
+        return linear(f"{block}.out", _attention(q, k, v, True).transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+
+    def linear(name: str, x: Any) -> Any:
+        return x @ p[name] + p[f"{name}.bias"] if settings["gpt2"] else x @ p[name]
 
     def norm(name: str, x: Any) -> Any:
         return _layer_norm(x, p[f"{name}.gain"], p[f"{name}.bias"])
@@ -78,8 +83,8 @@ def _gpt(settings: Mapping[str, Any], p: Any, state: Any, x: Any) -> Any:
     for block in range(settings["blocks"]):
         h = h + attend(block, norm(f"{block}.norm1", h))
         up = norm(f"{block}.norm2", h) @ p[f"{block}.up.weight"] + p[f"{block}.up.bias"]
-        h = h + jax.nn.gelu(up, approximate=False) @ p[f"{block}.down.weight"] + p[f"{block}.down.bias"]
-    return norm("norm", h) @ p["head"], state
+        h = h + jax.nn.gelu(up, approximate=settings["gpt2"]) @ p[f"{block}.down.weight"] + p[f"{block}.down.bias"]
+    return norm("norm", h) @ (p["tokens.embedding"].T if settings["gpt2"] else p["head"]), state
 
 
 def _resnet(settings: Mapping[str, Any], p: Any, state: Any, x: Any) -> Any:

@@ -19,8 +19,9 @@ def model(arrays: Arrays) -> tuple[list[Any], Callable[[Any, Any], Any]]:
     if settings["model"] == "gpt":
         # One product for queries, keys and values, as PyTorch's own attention does it.
         for block in range(settings["blocks"]):
-            parts = [torch.from_numpy(values.pop(f"{block}.{name}")) for name in "qkv"]
-            values[f"{block}.qkv"] = torch.cat(parts, 1).numpy()
+            for end in ("", ".bias") if settings["gpt2"] else ("",):
+                parts = [torch.from_numpy(values.pop(f"{block}.{name}{end}")) for name in "qkv"]
+                values[f"{block}.qkv{end}"] = torch.cat(parts, -1).numpy()
     # Linear layers keep the transposed matrix.
     p = {name: torch.nn.Parameter(torch.from_numpy(_transposed(name, array).copy())) for name, array in values.items()}
     forward = {"gpt": _gpt, "resnet": _resnet, "classifier": _classifier}[settings["model"]](settings, p)
@@ -45,10 +46,13 @@ def _gpt(settings: Mapping[str, Any], p: Mapping[str, Any]) -> Callable[[Any], A
         batch, tokens, width = x.shape
         q, k, v = (
             part.view(batch, tokens, heads, width // heads).transpose(1, 2)
-            for part in functional.linear(x, p[f"{block}.qkv"]).split(width, dim=2)
+            for part in linear(f"{block}.qkv", x).split(width, dim=2)
         )
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return functional.linear(y.transpose(1, 2).reshape(batch, tokens, width), p[f"{block}.out"])
+        return linear(f"{block}.out", y.transpose(1, 2).reshape(batch, tokens, width))
+
+    def linear(name: str, x: Any) -> Any:
+        return functional.linear(x, p[name], p.get(f"{name}.bias"))
 
     def norm(name: str, x: Any) -> Any:
         return functional.layer_norm(x, x.shape[-1:], p[f"{name}.gain"], p[f"{name}.bias"])
@@ -58,8 +62,9 @@ def _gpt(settings: Mapping[str, Any], p: Mapping[str, Any]) -> Callable[[Any], A
         for block in range(settings["blocks"]):
             h = h + attend(block, norm(f"{block}.norm1", h))
             up = functional.linear(norm(f"{block}.norm2", h), p[f"{block}.up.weight"], p[f"{block}.up.bias"])
-            h = h + functional.linear(functional.gelu(up), p[f"{block}.down.weight"], p[f"{block}.down.bias"])
-        return functional.linear(norm("norm", h), p["head"])
+            up = functional.gelu(up, approximate="tanh" if settings["gpt2"] else "none")
+            h = h + functional.linear(up, p[f"{block}.down.weight"], p[f"{block}.down.bias"])
+        return functional.linear(norm("norm", h), p["tokens.embedding" if settings["gpt2"] else "head"])
 
     return forward
 

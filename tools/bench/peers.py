@@ -9,6 +9,7 @@ answer each goes out; see `serve`.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -27,6 +28,9 @@ BLOCK_SECONDS = 0.02
 # Entries of each result of an operation that have to agree.
 SAMPLED = 32
 
+# Where Linux tells how much memory this process has, and where it is told to forget the highest mark.
+_STATUS, _CLEAR = "/proc/self/status", "/proc/self/clear_refs"
+
 LEARNING_RATE, BETA1, BETA2, EPSILON, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 
 
@@ -44,6 +48,16 @@ class System(Protocol):
 
         Of another operation, a `sample` of its results.
         """
+
+
+class Trained(Protocol):
+    """A training step: a `System` whose memory is measured."""
+
+    def forget_initial(self) -> None:
+        """Give up the initial parameters that are only kept for `reset`, which is not called any more."""
+
+    def run(self, times: int) -> None:
+        """See `System`."""
 
 
 def parameters_of(arrays: Arrays) -> list[Any]:
@@ -117,6 +131,9 @@ class TorchStep:
         loss.backward()
         self.optimizer.step()
         return loss
+
+    def forget_initial(self) -> None:
+        del self.initial
 
     def reset(self) -> None:
         with self.torch.no_grad():
@@ -266,6 +283,9 @@ class JaxStep:
         self.state = (copies(self.parameters), copies(zeros), copies(zeros), count, copies(self.statistics))
         self.wait(self.state)
 
+    def forget_initial(self) -> None:
+        del self.parameters
+
     def step(self, number: int) -> Any:
         x, y = self.batches[number % len(self.batches)]
         loss, self.state = self.compiled(self.state, x, y)
@@ -365,6 +385,49 @@ def time_blocks(system: System, seconds: float) -> list[float]:
 Handler = Callable[[System | None, dict[str, Any]], Any]
 
 
+def resident_bytes(highest: bool = False) -> int:
+    """Memory of this process that is resident, or the most there was since `start_peak`.
+
+    Where the system does not tell, the most there ever was.
+    """
+    if not os.path.exists(_STATUS):
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest if sys.platform == "darwin" else 1024 * largest
+    with open(_STATUS) as status:
+        sizes = dict(line.split(":", 1) for line in status if line.startswith("Vm"))
+    return 1024 * int(sizes["VmHWM" if highest else "VmRSS"].split()[0])
+
+
+def start_peak() -> None:
+    """Forget how much memory was resident before, where the system can."""
+    if os.path.exists(_CLEAR):
+        with open(_CLEAR, "w") as clear:
+            clear.write("5")
+
+
+def peak_bytes(make: Callable[[Arrays], System], file: str, steps: int) -> int:
+    """The most memory resident in `steps` steps beyond what was before the model was made: for a new process.
+
+    The first steps, which compile and make the optimizer's state, are not among them; what they leave behind is.
+    """
+    before = resident_bytes()
+    system: Any = make(read_arrays(file))
+    system.forget_initial()
+    system.run(2)
+    gc.collect()
+    start_peak()
+    system.run(steps)
+    return resident_bytes(highest=True) - before
+
+
+def read_arrays(file: str) -> Arrays:
+    """All arrays of an .npz file."""
+    with np.load(file) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
 def answer_with(make: Callable[[Arrays], System], more: Mapping[str, Handler]) -> Callable[[dict[str, Any]], Any]:
     """The function from a request to its answer; it holds the problem loaded last."""
     loaded: list[System] = []
@@ -372,8 +435,7 @@ def answer_with(make: Callable[[Arrays], System], more: Mapping[str, Handler]) -
     def answer(request: dict[str, Any]) -> Any:
         do = request["do"]
         if do == "load":
-            with np.load(request["arrays"]) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = read_arrays(request["arrays"])
             started = time.perf_counter()
             loaded[:] = [make(arrays)]
             loaded[0].run(1)
@@ -382,6 +444,8 @@ def answer_with(make: Callable[[Arrays], System], more: Mapping[str, Handler]) -
             return loaded[0].values(request["count"])
         if do == "time":
             return time_blocks(loaded[0], request["seconds"])
+        if do == "memory":
+            return peak_bytes(make, request["arrays"], request["steps"])
         return more[do](loaded[0] if loaded else None, request)
 
     return answer
@@ -392,6 +456,7 @@ def serve(make: Callable[[Arrays], System], more: Mapping[str, Handler] | None =
 
     {"do": "load", "arrays": file} makes a problem ready and runs it once: the seconds that took, with compiling.
     {"do": "values", "count": n} and {"do": "time", "seconds": s}: see `System.values`, `time_blocks`.
+    {"do": "memory", "arrays": file, "steps": n}: see `peak_bytes`.
     An answer is {"answer": ...} or {"error": "..."}. Other requests are looked up in `more`.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)

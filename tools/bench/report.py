@@ -41,6 +41,8 @@ def tables(benchmark: Benchmark, *, least: bool = False, kernels: bool = True) -
         made.append(_times_table("Training step", steps, benchmark, least))
     if any(result.compile_times for result in steps):
         made.append(_first_steps_table(steps, benchmark))
+    if any(timing.peak_bytes for result in steps for timing in result.timings.values()):
+        made.append(_memory_table(steps, benchmark))
     if operations:
         made.append(_times_table("Operation", operations, benchmark, least))
     if products:
@@ -162,6 +164,27 @@ def _first_steps_table(results: Sequence[Result], benchmark: Benchmark) -> Table
         "cache folder (everything is compiled), warm with what that run left there (nothing is)."
     )
     return Table("First step", columns, rows, note)
+
+
+def _memory_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
+    names = _present(results, benchmark)
+    rows = []
+    for result in results:
+        ours = result.timings["kaun"].peak_bytes
+        cells = [result.title]
+        for name in names:
+            peak = result.timings[name].peak_bytes if name in result.timings else 0
+            ratio = f" ({peak / ours:.2f}x)" if name != "kaun" and ours else ""
+            cells.append(f"{peak / 1e6:,.0f}{ratio}" if peak else "-")
+        sizes = (result.state_bytes, result.arena_bytes, result.lower_bound_bytes)
+        rows.append((*cells, *(f"{size / 1e6:,.1f}" for size in sizes)))
+    columns = ("MB", *_titles(names, benchmark), "state", "arena", "alive at once")
+    note = (
+        "The most memory resident in a process while it makes steps, beyond what was before the model was made, with "
+        "what compiling left behind; in brackets how many times as much as Kaun's. `state` are the parameters and the "
+        "optimizer's moments; `arena` holds Kaun's intermediates, of which so many bytes are alive at once."
+    )
+    return Table("Peak memory of training", columns, rows, note)
 
 
 def _products_table(results: Sequence[Result], benchmark: Benchmark, least: bool) -> Table:

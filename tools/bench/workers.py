@@ -76,7 +76,7 @@ class Worker:
     """A system's process, for use as a context."""
 
     def __init__(self, system: System, threads: int, environment: Mapping[str, str] | None = None) -> None:
-        self.system = system
+        self.system, self.threads, self.environment = system, threads, environment
         self._errors: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             system.command,
