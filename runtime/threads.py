@@ -26,6 +26,9 @@ One loop, seen from the caller (who is worker 0) and from a worker:
     clear open; wait until active is 0            waiting caller
     release `busy`
 
+Whoever runs chunks of a loop first clears the first word of its own scratch, so what a kernel leaves there from
+one claim to the next was left by this loop.
+
 A worker touches the job only between entering and leaving, and can enter only while the state is open,
 so one that comes late finds the door closed and never sees a finished job's data. The caller waits only
 for workers that did enter, never for one that the system has not yet woken.
@@ -75,7 +78,8 @@ class Pool:
     parallel_for_address: of
         void kaun_parallel_for(ptr pool, ptr kernel, ptr buffers, i64 count, ptr scratch, i64 scratch_stride)
         which calls `void kernel(ptr buffers, i64 begin, i64 end, ptr scratch)` until the chunks
-        [0, count) are done. Worker w gets `scratch + w * scratch_stride`; w < `threads`.
+        [0, count) are done. Worker w gets `scratch + w * scratch_stride`; w < `threads`. If the stride is 8 or more,
+        the first 8 bytes of a worker's scratch are zero at its first call, later what its last call left there.
 
     Several Python threads may use one pool: the first gets the workers, the others run their loops
     alone, as worker 0 of their own scratch. A kernel must not itself start a parallel loop.
@@ -298,6 +302,10 @@ entry:
   %grain = load i64, ptr %grain.p, align 8
   %offset = mul i64 %worker, %stride
   %scratch = getelementptr i8, ptr %base, i64 %offset
+  %own = icmp sge i64 %stride, 8
+  br i1 %own, label %clear, label %claim
+clear:
+  store i64 0, ptr %scratch, align 8
   br label %claim
 claim:
   %begin = atomicrmw add ptr %next.p, i64 %grain monotonic, align 8
@@ -340,6 +348,12 @@ enter:
   %taken = icmp ne i64 %busy, 0
   br i1 %taken, label %alone, label %publish
 alone:
+  %own = icmp sge i64 %stride, 8
+  br i1 %own, label %clear, label %whole
+clear:
+  store i64 0, ptr %scratch, align 8
+  br label %whole
+whole:
   call void %kernel(ptr %buffers, i64 0, i64 %count, ptr %scratch)
   br label %return
 return:

@@ -7,7 +7,7 @@ how C is finished (a callback evaluates the epilogue on each vector of sums and 
     for chunk in begin..end:                                   parallel: chunks share nothing
       for batch in the chunk's batches:
         for k0 in 0..K step kc:
-          pack B[k0.., n block] into panels of nr columns      unless B is read in place, or kept from the last chunk
+          pack B[k0.., n block] into panels of nr columns      unless B is read in place, or kept from an earlier chunk
           for i in the m block step mr:
             pack A[i.., k0..] into one panel of mr rows        unless A is read in place
             for j in the n block step nr:
@@ -26,7 +26,7 @@ from llvmlite import ir
 
 from .contraction_blocking import Blocking, Contraction, Operand, plan
 from .contraction_packing import pack_memory_a, pack_memory_b
-from .control_flow import counted_loop, index, offset, smaller
+from .control_flow import INDEX, counted_loop, index, offset, smaller
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 
@@ -78,6 +78,7 @@ class _Template:
     b: Memory | Packed
     finish: Finish
     scalar: ir.Type
+    scratch: ir.Value
     a_panel: ir.Value
     tiles: ir.Value
     b_panels: ir.Value
@@ -101,8 +102,9 @@ def emit(
     """Emit chunks [begin, end) of the contraction into `function`, void(ptr buffers, i64 begin, i64 end, ptr scratch).
 
     The builder stands in a block of the function that dominates everything the callbacks use, and is left behind the
-    loops in a block without terminator. `scratch` must be 64-byte aligned and hold blocking.scratch_bytes. Micro-
-    kernels become internal functions of the same module, named after `function`. Callbacks may open blocks.
+    loops in a block without terminator. `scratch` must be 64-byte aligned and hold blocking.scratch_bytes; its first
+    word must be zero when a thread begins the kernel's loop and may then be left alone (see runtime/threads.py).
+    Micro-kernels become internal functions of the same module, named after `function`. Callbacks may open blocks.
 
     Raises ValueError if a computed operand comes as Memory, or one to be read in place as Packed.
     """
@@ -123,13 +125,14 @@ def emit(
         b=b,
         finish=finish,
         scalar=element_type(contraction.element),
-        a_panel=scratch,
+        scratch=scratch,
+        a_panel=offset(builder, scratch, byte, (blocking.a_offset, 1)),
         tiles=offset(builder, scratch, byte, (blocking.tile_offset, 1)),
         b_panels=offset(builder, scratch, byte, (blocking.b_offset, 1)),
         micro_kernels=_emit_micro_kernels(function, contraction, blocking, target),
     )
     with counted_loop(builder, begin, end, name="chunk") as chunk:
-        _emit_chunk(template, chunk, begin)
+        _emit_chunk(template, chunk)
 
 
 def _emit_micro_kernels(
@@ -169,7 +172,7 @@ def _tile_sizes(total: int, tile: int) -> list[tuple[bool, int]]:
     return [(whole, size) for whole, size in ((True, tile if total >= tile else 0), (False, total % tile)) if size]
 
 
-def _emit_chunk(template: _Template, chunk: ir.Value, begin: ir.Value) -> None:
+def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
     """One chunk: find its block of C, then run it for each of its batch entries."""
     builder, contraction, blocking = template.builder, template.contraction, template.blocking
     m_blocks, n_blocks = -(-contraction.m // blocking.mc), -(-contraction.n // blocking.nc)
@@ -178,15 +181,29 @@ def _emit_chunk(template: _Template, chunk: ir.Value, begin: ir.Value) -> None:
     m_start, m_count = _block_range(builder, m_block, blocking.mc, contraction.m)
     n_start, n_count = _block_range(builder, n_block, blocking.nc, contraction.n)
     batch_start, batch_count = _block_range(builder, batch_block, blocking.batches, contraction.batch)
-    fresh = None
-    if blocking.keep_b:
-        # Chunks go down a column of blocks, so B changes only at the top (and is not there yet in the first chunk).
-        fresh = builder.or_(builder.icmp_signed("==", m_block, index(0)), builder.icmp_signed("==", chunk, begin))
+    fresh = _note_packed_b(template, outer) if blocking.keep_b else None
     if blocking.batches == 1:
         _emit_block(template, batch_start, (m_start, m_count), (n_start, n_count), fresh)
         return
     with counted_loop(builder, batch_start, builder.add(batch_start, batch_count), name="batch") as batch:
         _emit_block(template, batch, (m_start, m_count), (n_start, n_count), fresh)
+
+
+def _note_packed_b(template: _Template, column: ir.Value) -> ir.Value:
+    """Whether this thread's packed B is not that of the column of blocks; the scratch then says that it is.
+
+    Chunks go down a column of blocks, so that each thread packs a column at most once, however the chunks are dealt.
+    The note also names the kernel and its buffers: whoever runs several kernels in one loop shares their scratch.
+    """
+    builder = template.builder
+    function = builder.function
+    pointers = [builder.ptrtoint(pointer, INDEX) for pointer in (function, function.args[0])]
+    fresh: ir.Value = ir.Constant(ir.IntType(1), 0)
+    for place, value in enumerate([builder.add(column, index(1)), *pointers]):
+        word = offset(builder, template.scratch, INDEX, (place, 1))
+        fresh = builder.or_(fresh, builder.icmp_signed("!=", builder.load(word, typ=INDEX), value))
+        builder.store(value, word)
+    return fresh
 
 
 def _bytes(contraction: Contraction) -> int:

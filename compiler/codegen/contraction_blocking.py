@@ -91,8 +91,9 @@ class Blocking:
     chunks:    parallel tasks; chunk = (batch block * n blocks + n block) * m blocks + m block
     direct_a, direct_b: whether the micro-kernel reads the operand in place instead of a packed copy
     a_panel:   distances of rows and of k steps in a packed panel of A
-    keep_b:    whether consecutive chunks of one thread share a packed B (all of k is then packed at once)
-    tile_offset, b_offset, scratch_bytes: layout of the scratch memory: A panel, C tiles, packed B
+    keep_b:    whether the chunks that one thread runs share a packed B (all of k is then packed at once)
+    a_offset, tile_offset, b_offset, scratch_bytes: layout of the scratch memory: what the packed B is of (if it is
+               kept), A panel, C tiles, packed B
     """
 
     lanes: int
@@ -108,6 +109,7 @@ class Blocking:
     a_panel: tuple[int, int]
     keep_b: bool
     unroll: int
+    a_offset: int
     tile_offset: int
     b_offset: int
     scratch_bytes: int
@@ -284,7 +286,8 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     a_bytes = 0 if direct_a else (mr * kc if rows_together else mr * a_panel[0]) * size
     tile_bytes = (_round_up(mc, mr) * padded_n if k > kc else mr * nr) * size
     b_bytes = 0 if direct_b else padded_n * (k if keep_b else min(k, kc)) * size
-    tile_offset = _round_up(a_bytes, _ALIGNMENT)
+    a_offset = _ALIGNMENT if keep_b else 0
+    tile_offset = _round_up(a_offset + a_bytes, _ALIGNMENT)
     b_offset = _round_up(tile_offset + tile_bytes, _ALIGNMENT)
     return Blocking(
         lanes=tile.lanes,
@@ -300,6 +303,7 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
         a_panel=a_panel,
         keep_b=keep_b,
         unroll=_unroll(tile),
+        a_offset=a_offset,
         tile_offset=tile_offset,
         b_offset=b_offset,
         scratch_bytes=_round_up(b_offset + b_bytes, _ALIGNMENT) if chunks else 0,
@@ -336,7 +340,7 @@ def _choose_grid(
             total = 0.0
             for threads in _THREADS:
                 turns = -(-chunks // threads)
-                packs = min(turns, -(-turns // m_blocks) + (threads > 1)) if keep_b else turns
+                packs = min(turns, -(-chunks // m_blocks)) if keep_b else turns
                 total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
             if chunks > max(batch, most_chunks):
                 total *= chunks / max(batch, most_chunks)

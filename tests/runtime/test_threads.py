@@ -36,23 +36,33 @@ done:
 }
 """
 
-# As COUNT, and adds the number of chunks to the worker's own scratch, slowly: read, pause, write. Two
-# workers with one scratch would lose some.
+# As COUNT, and adds the number of chunks to the second word of the worker's own scratch, slowly: read, pause, write.
+# Two workers with one scratch would lose some. The first word counts the worker's calls, the third its first calls.
 TALLY = COUNT.replace("@count", "@tally").replace(
     "done:",
     """done:
   %chunks = sub i64 %end, %begin
-  %before = load volatile i64, ptr %scratch, align 8
+  %calls = load i64, ptr %scratch, align 8
+  %calls.next = add i64 %calls, 1
+  store i64 %calls.next, ptr %scratch, align 8
+  %first = icmp eq i64 %calls, 0
+  %one = zext i1 %first to i64
+  %firsts.p = getelementptr i64, ptr %scratch, i64 2
+  %firsts = load i64, ptr %firsts.p, align 8
+  %firsts.next = add i64 %firsts, %one
+  store i64 %firsts.next, ptr %firsts.p, align 8
+  %tally = getelementptr i64, ptr %scratch, i64 1
+  %before = load volatile i64, ptr %tally, align 8
   br label %dawdle
 dawdle:
   %k = phi i64 [ 0, %done ], [ %k.next, %dawdle ]
-  %ignored = load volatile i64, ptr %scratch, align 8
+  %ignored = load volatile i64, ptr %tally, align 8
   %k.next = add i64 %k, 1
   %again = icmp slt i64 %k.next, 50
   br i1 %again, label %dawdle, label %write
 write:
   %after = add i64 %before, %chunks
-  store volatile i64 %after, ptr %scratch, align 8""",
+  store volatile i64 %after, ptr %tally, align 8""",
 )
 
 # Each chunk waits until all chunks have begun, so it returns only if that many threads run at once.
@@ -113,8 +123,8 @@ class Job:
 
     def check(self, repeats: int, workers: int) -> None:
         np.testing.assert_array_equal(self.counts, repeats)
-        assert self.scratch[:, 0].sum() == repeats * self.counts.size
-        assert not self.scratch[workers:].any() and not self.scratch[:, 1:].any()
+        assert self.scratch[:, 1].sum() == repeats * self.counts.size
+        assert not self.scratch[workers:].any() and not self.scratch[:, 3:].any()
 
 
 @pytest.fixture(params=[1, 2, 3, 4], ids=lambda count: f"{count} threads")
@@ -167,6 +177,16 @@ def test_many_small_jobs_with_private_scratch(pool) -> None:
     job = Job(40)
     job.run(pool, 1500)
     job.check(1500, pool.threads)
+
+
+def test_scratch_begins_with_zero_once_for_each_worker_and_loop(pool) -> None:
+    job = Job(40)
+    job.scratch[: pool.threads, 0] = -7  # what an earlier kernel left
+    job.run(pool)
+    took_part = job.scratch[:, 1] > 0
+    assert took_part.any()
+    np.testing.assert_array_equal(job.scratch[:, 2], took_part)  # as many first calls as loops, here one
+    assert (job.scratch[took_part, 0] > 0).all()
 
 
 def test_workers_wake_from_sleep(pool) -> None:
