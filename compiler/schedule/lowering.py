@@ -10,7 +10,7 @@ from ..ir import dtypes, ops
 from ..ir.graph import Node
 from . import index as indexing
 from .expand import Expander, Illegal, Indices, nontrivial, spread
-from .index import ZERO, FloorDivision, FromData, Index, Remainder, Variable
+from .index import ZERO, FromData, Index, Variable
 from .loop_ir import (
     Apply,
     Condition,
@@ -26,6 +26,7 @@ from .loop_ir import (
     Store,
     Value,
 )
+from .placing import Side, epilogue_place, fresh, place_from, require_bijection, solve
 
 # A concatenation of more parts than this is written part by part; of fewer it is a choice inside an expression.
 MOST_PARTS = 4
@@ -63,83 +64,6 @@ def lower(
     if contractions:
         return _lower_contraction(contractions[0], members, outputs, has_memory, lanes)
     return _Loops(members, outputs, has_memory).lower()
-
-
-# Where members are evaluated
-
-
-def _solve(equations: list[tuple[Index, Index]], unknowns: Sequence[Variable]) -> dict[Variable, Index]:
-    """Indices for some of the unknowns so that left(unknowns) == right for every equation, or Illegal.
-
-    Handles what reshapes and permutations make of indices: a side is one variable, a mixed-radix number of several
-    variables, or a digit of one. Equations are verified after solving.
-    """
-    solution: dict[Variable, Index] = {}
-    digits: dict[Variable, dict[int, Index]] = {}
-    for left, right in equations:
-        for atom, coefficient in left.terms:
-            if isinstance(atom, Variable):
-                digit = right // coefficient
-                bigger = [c for _, c in left.terms if c > coefficient]
-                if bigger:
-                    digit = digit % atom.extent
-                solution.setdefault(atom, digit)
-                continue
-            divisor = 1
-            inner: Index = Index(((atom, 1),))
-            if isinstance(atom, Remainder):
-                inner = atom.index
-            if len(inner.terms) == 1 and isinstance(inner.terms[0][0], FloorDivision):
-                division = inner.terms[0][0]
-                divisor, inner = division.divisor, division.index
-            variable = inner.single_variable()
-            if variable is None or coefficient != 1:
-                raise Illegal("an index that cannot be inverted")
-            digits.setdefault(variable, {})[divisor] = right
-    for variable, parts in digits.items():
-        total = ZERO
-        for divisor, part in parts.items():
-            total = total + part * divisor
-        solution.setdefault(variable, total)
-    if any(v not in unknowns for v in solution):
-        raise Illegal("an index depends on a loop that is not the member's own")
-
-    def no_data(atom: FromData) -> Index:
-        raise Illegal("an index read from data")
-
-    for left, right in equations:
-        if indexing.substitute(left, solution, no_data) != right:
-            raise Illegal("indices do not line up")
-    return solution
-
-
-def _place_from(variables: Sequence[Variable], node: Node, solution: dict[Variable, Index]) -> Indices:
-    remaining = iter(variables)
-    place = []
-    for extent in node.shape:
-        variable = None if extent == 1 else next(remaining)
-        place.append(ZERO if variable is None else solution.get(variable, indexing.of(variable)))
-    return tuple(place)
-
-
-def _require_bijection(
-    place: Indices, node: Node, available: frozenset[Variable], padding: tuple[int, int] = (1, 1)
-) -> None:
-    """Illegal unless the place visits every element of `node` exactly once.
-
-    `padding`: how many places there are for how many elements.
-    """
-    used: frozenset[Variable] = frozenset()
-    for index in place:
-        used |= index.variables
-    if not used <= available:
-        raise Illegal("a place that uses loops of another nest")
-    if math.prod(v.extent for v in used) * padding[1] != node.size * padding[0]:
-        raise Illegal("a place that does not visit every element once")
-
-
-def _fresh(node: Node, prefix: str) -> tuple[Variable, ...]:
-    return tuple(Variable(f"{prefix}{i}", n) for i, n in enumerate(nontrivial(node.shape)))
 
 
 # Loop kernels
@@ -191,7 +115,7 @@ class _Loops:
             available = frozenset(self.outer)
             for variables in self.expander.inner.values():
                 available |= frozenset(variables)
-            _require_bijection(place, node, available)
+            require_bijection(place, node, available)
             if not frozenset(self.outer) <= frozenset(v for i in place for v in i.variables):
                 raise Illegal("a member that does not depend on every outer loop")
             self.places[node] = place
@@ -204,7 +128,7 @@ class _Loops:
         return None
 
     def _probed_place(self, node: Node) -> Indices:
-        variables = _fresh(node, "x")
+        variables = fresh(node, "x")
         equations: list[tuple[Index, Index]] = []
 
         def note(reduction: Node, indices: Indices) -> None:
@@ -214,11 +138,11 @@ class _Loops:
         probe.expand(node, spread(node.shape, variables))
         if not equations:
             raise Illegal("nothing ties a member to the reductions")
-        solution = _solve([e for e in equations if not e[0].is_constant or not e[1].is_constant], variables)
+        solution = solve([e for e in equations if not e[0].is_constant or not e[1].is_constant], variables)
         free = tuple(v for v in variables if v not in solution)
         inner = self.expander.inner_variables(tuple(v.extent for v in free))
         solution.update({v: indexing.of(w) for v, w in zip(free, inner, strict=True)})
-        return _place_from(variables, node, solution)
+        return place_from(variables, node, solution)
 
     def _store(self, node: Node) -> Store:
         place = self.places[node]
@@ -401,7 +325,7 @@ class _Contract:
 
     def _lower(self, swapped: bool, pad_columns: bool, pad_depth: bool) -> Lowered:
         node = self.node
-        lhs, rhs = _Side.of(node, 0), _Side.of(node, 1)
+        lhs, rhs = Side.of(node, 0), Side.of(node, 1)
         left, right = (rhs, lhs) if swapped else (lhs, rhs)
         column_extents, depth_extents = right.extents(right.free), lhs.extents(lhs.contract)
         padded_columns = _padded(column_extents, self.lanes) if pad_columns else column_extents
@@ -433,8 +357,8 @@ class _Contract:
         padding = (padded_columns[-1], column_extents[-1]) if column_extents else (1, 1)
         stores = []
         for output in self.outputs:
-            place = own if output is node else _epilogue_place(output, node, own, inside, self.has_memory)
-            _require_bijection(place, output, everywhere, padding)
+            place = own if output is node else epilogue_place(output, node, own, inside, self.has_memory)
+            require_bijection(place, output, everywhere, padding)
             value = expander.expand(output, place, on_columns)
             index = indexing.flatten(place, output.shape)
             stores.append(Store(expander.buffer(output), index, value, guard=on_columns))
@@ -457,45 +381,3 @@ def _is_computed(value: Value) -> bool:
     if not isinstance(value, Load) or value.guard:
         return True
     return any(not isinstance(atom, Variable) for atom, _ in value.index.terms)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One operand of a contraction and the roles of its axes."""
-
-    node: Node
-    batch: Sequence[int]
-    contract: Sequence[int]
-    free: Sequence[int]
-
-    @staticmethod
-    def of(contraction: Node, position: int) -> _Side:
-        """The left (0) or right (1) operand of a dot_general."""
-        node, name = contraction.inputs[position], ("lhs", "rhs")[position]
-        batch = contraction.attributes[f"{name}_batch"]
-        contract = contraction.attributes[f"{name}_contract"]
-        return _Side(node, batch, contract, tuple(a for a in range(node.rank) if a not in batch and a not in contract))
-
-    def extents(self, axes: Sequence[int]) -> tuple[int, ...]:
-        return tuple(self.node.shape[a] for a in axes)
-
-    def indices(self, batch: Indices, depth: Indices, free: Indices) -> Indices:
-        places = dict(zip((*self.batch, *self.contract, *self.free), (*batch, *depth, *free), strict=True))
-        return tuple(places[a] for a in range(self.node.rank))
-
-
-def _epilogue_place(
-    output: Node, anchor: Node, own: Indices, members: frozenset[Node], has_memory: Callable[[Node], bool]
-) -> Indices:
-    variables = _fresh(output, "x")
-
-    def refuse(reduction: Node, indices: Indices) -> None:
-        raise Illegal("a reduction in the epilogue of a contraction")
-
-    probe = Expander(has_memory, members, anchor=anchor, on_reduction=refuse)
-    probe.expand(output, spread(output.shape, variables))
-    if not probe.anchor_demands:
-        raise Illegal("a member that does not depend on the contraction")
-    demand = probe.anchor_demands[0]
-    solution = _solve(list(zip(demand, own, strict=True)), variables)
-    return _place_from(variables, output, solution)
