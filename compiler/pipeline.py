@@ -24,6 +24,7 @@ from .program import Array, Call, Module, Place, Program
 from .schedule.fusion import ScheduledKernel, fuse
 from .schedule.loop_ir import Kernel
 from .schedule.memory import Lifetime, peak_bytes, plan_arena
+from .schedule.order import order_kernels
 from .schedule.text import print_kernel
 
 STAGES: tuple[str, ...] = ("traced", "differentiated", "simplified", "fused", "scheduled", "llvm")
@@ -56,8 +57,8 @@ class Compilation:
 
     @cached_property
     def kernels(self) -> list[ScheduledKernel]:
-        """The kernels in an order in which they can run."""
-        return fuse(self.simplified, self.target.lanes("float32"))
+        """The kernels in the order in which they run."""
+        return order_kernels(fuse(self.simplified, self.target.lanes("float32")), self.simplified)
 
     @cached_property
     def launches(self) -> list[Launch]:
