@@ -3,7 +3,7 @@
     traced          the graph as the user's function built it                 compiler/ir
     differentiated  the same with gradients and updates                       compiler/autodiff
     simplified      after the graph passes                                    compiler/passes
-    fused           which nodes share a kernel                                compiler/schedule/fusion.py
+    fused           which nodes share a kernel, and kernels a launch          compiler/schedule/{fusion,bundling}.py
     scheduled       each kernel as loop IR, launches, memory plan             compiler/schedule, compiler/program.py
     llvm            each kernel as LLVM IR                                    compiler/codegen
     assembly        made by the runtime, which owns LLVM                      runtime/engine.py
@@ -17,10 +17,12 @@ from functools import cached_property
 
 from . import passes
 from .codegen.entry import emit_entry, entry_text
-from .codegen.kernels import Launch, emit_kernel, launch
+from .codegen.kernels import emit_kernel, launch
 from .codegen.vector_target import VectorTarget
 from .ir import Graph, Node, print_graph
-from .program import Array, Call, Module, Place, Program
+from .program import Array, Call, Chain, Module, Place, Program
+from .schedule import bundling
+from .schedule.bundling import Launch
 from .schedule.fusion import ScheduledKernel, fuse
 from .schedule.loop_ir import Kernel
 from .schedule.memory import Lifetime, peak_bytes, plan_arena
@@ -56,25 +58,44 @@ class Compilation:
         return passes.run(self.differentiated)
 
     @cached_property
-    def kernels(self) -> list[ScheduledKernel]:
-        """The kernels in the order in which they run."""
+    def fused(self) -> list[ScheduledKernel]:
+        """The kernels as fusion made them, in the order in which they are bundled."""
         return order_kernels(fuse(self.simplified, self.target.lanes("float32")), self.simplified)
 
     @cached_property
+    def _bundles(self) -> list[bundling.Bundle]:
+        """What each launch runs, in numbers of `fused`."""
+        launches = [launch(k.kernel, self.target) for k in self.fused]
+        return bundling.bundle(self.fused, launches, self.simplified, self.target.l2_bytes)
+
+    @cached_property
+    def kernels(self) -> list[ScheduledKernel]:
+        """The kernels in the order of the program's calls, in which they can run one by one."""
+        return [self.fused[k] for bundle in self._bundles for chain in bundle for k in chain.kernels]
+
+    @cached_property
     def launches(self) -> list[Launch]:
+        """How each of `kernels` is run."""
         return [launch(k.kernel, self.target) for k in self.kernels]
 
     @cached_property
     def lifetimes(self) -> dict[Node, Lifetime]:
-        """The intermediates: values written by one kernel for others, and outputs of no one."""
+        """The intermediates: values written by one kernel for others, and outputs of no one.
+
+        A step is what runs at a time: a bundle of several chains, or each kernel of a chain by itself.
+        """
         results = set(self.simplified.outputs)
         first: dict[Node, int] = {}
         last: dict[Node, int] = {}
-        for step, scheduled in enumerate(self.kernels):
-            for node in scheduled.outputs:
-                first[node] = last[node] = step
-            for node in scheduled.reads:
-                last[node] = step
+        step = 0
+        for bundle in self._bundles:
+            for scheduled in (self.fused[k] for chain in bundle for k in chain.kernels):
+                for node in scheduled.outputs:
+                    first[node] = last[node] = step
+                for node in scheduled.reads:
+                    last[node] = step
+                step += len(bundle) == 1
+            step += 1
         return {n: Lifetime(n.nbytes, first[n], last[n]) for n in first if n not in results}
 
     @cached_property
@@ -96,19 +117,24 @@ class Compilation:
                 modules.append(Module(text, _emitter(scheduled.kernel, self.target)))
             buffers = tuple(places[b.node] for b in scheduled.kernel.buffers)
             calls.append(Call(numbers[text], buffers, how.chunks))
+        remaining = iter(calls)
+        bundles = tuple(
+            tuple(Chain(tuple(next(remaining) for _ in chain.kernels), chain.pieces) for chain in bundle)
+            for bundle in self._bundles
+        )
         scratch = max((how.scratch_bytes for how in self.launches), default=0)
         inputs = len(graph.inputs)
 
         def emit(name: str) -> str:
-            return emit_entry(name, calls, inputs, arena_bytes, scratch, self.target)
+            return emit_entry(name, bundles, inputs, arena_bytes, scratch, self.target)
 
         return Program(
             inputs=tuple(Array(n.dtype, n.shape) for n in graph.inputs),
             outputs=tuple(Array(n.dtype, n.shape) for n in computed),
             results=tuple(places[n] for n in graph.outputs),
-            calls=tuple(calls),
+            bundles=bundles,
             kernels=tuple(modules),
-            entry=Module(entry_text(calls, inputs, arena_bytes, scratch), emit),
+            entry=Module(entry_text(bundles, inputs, arena_bytes, scratch), emit),
             arena_bytes=arena_bytes,
             scratch_bytes=scratch,
         )
@@ -136,17 +162,31 @@ class Compilation:
         raise ValueError(f"pipeline.stage: got {name!r}, expected one of {', '.join(STAGES)}")
 
     def _fused_text(self) -> str:
+        """Every launch, with what it waits for, and its kernels."""
         lines = []
-        for number, (scheduled, how) in enumerate(zip(self.kernels, self.launches, strict=True)):
-            stored = ", ".join(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs)
-            inside = " ".join(n.op.name for n in scheduled.nodes if n.op.kind not in ("leaf", "movement"))
-            paths = sorted({n.source.path for n in scheduled.nodes if n.source.path})
-            lines.append(f"kernel {number}: stores {stored}")
-            lines.append(f"    computes {inside}")
-            lines.append(
-                f"    chunks {how.chunks}, scratch {how.scratch_bytes} bytes, layers {', '.join(paths) or '-'}"
-            )
+        written: dict[Node, int] = {}
+        remaining = iter(enumerate(zip(self.kernels, self.launches, strict=True)))
+        for step, bundle in enumerate(self._bundles):
+            inside = [next(remaining) for chain in bundle for _ in chain.kernels]
+            needed = sorted({written[n] for _, (scheduled, _) in inside for n in scheduled.reads if n in written})
+            waits = f" waits for launch {', '.join(map(str, needed))}" if needed else ""
+            shape = f"{len(bundle)} chains in {sum(chain.pieces for chain in bundle)} pieces"
+            lines.append(f"launch {step}{waits}" + (f": {shape}" if len(bundle) > 1 else ""))
+            for number, (scheduled, how) in inside:
+                written.update(dict.fromkeys(scheduled.outputs, step))
+                lines += _kernel_lines(number, scheduled, how)
         return "\n".join(lines) + "\n"
+
+
+def _kernel_lines(number: int, scheduled: ScheduledKernel, how: Launch) -> list[str]:
+    stored = ", ".join(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs)
+    inside = " ".join(n.op.name for n in scheduled.nodes if n.op.kind not in ("leaf", "movement"))
+    paths = sorted({n.source.path for n in scheduled.nodes if n.source.path})
+    return [
+        f"kernel {number}: stores {stored}",
+        f"    computes {inside}",
+        f"    chunks {how.chunks}, scratch {how.scratch_bytes} bytes, layers {', '.join(paths) or '-'}",
+    ]
 
 
 def _emitter(kernel: Kernel, target: VectorTarget) -> Callable[[str], str]:

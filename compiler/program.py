@@ -1,9 +1,10 @@
-"""A program: kernel calls in order over inputs, outputs and one arena. What the runtime needs, as plain data."""
+"""A program: launches of kernels in order over inputs, outputs and one arena. What the runtime needs, as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from .ir.dtypes import DType
 from .ir.graph import Shape
@@ -41,6 +42,21 @@ class Call:
     chunks: int
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Calls that run one after another on one thread, or one call in pieces that threads share.
+
+    `pieces` is into how many parts of its launch it falls, each a range of the call's chunks; 1 for several calls.
+    """
+
+    calls: tuple[Call, ...]
+    pieces: int
+
+
+# What one launch runs: chains that do not depend on one another.
+Bundle = tuple[Chain, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Module:
     """LLVM IR that is made when it is needed: `text` is canonical and names it in caches, `emit(name)` writes it."""
@@ -53,7 +69,8 @@ class Module:
 class Program:
     """Everything needed to run a graph.
 
-    `calls` in order; `kernels` is the table they index, structurally equal kernels once. `entry` defines
+    `bundles` in order: the entry launches each once and waits for it. `kernels` is the table that calls index,
+    structurally equal kernels once. `entry` defines
     `void name(ptr arguments, ptr kernels, ptr pool, ptr workspace)`, where `arguments` points to the addresses of the
     inputs and then of the outputs that `results` lists as computed, and `workspace` to `arena_bytes` bytes followed by
     `scratch_bytes` for each thread, all aligned to 64 bytes.
@@ -64,8 +81,13 @@ class Program:
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     results: tuple[Place, ...]
-    calls: tuple[Call, ...]
+    bundles: tuple[Bundle, ...]
     kernels: tuple[Module, ...]
     entry: Module
     arena_bytes: int
     scratch_bytes: int
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of all bundles, in an order in which they can run one by one."""
+        return tuple(call for bundle in self.bundles for chain in bundle for call in chain.calls)

@@ -41,6 +41,7 @@ def spec(shape: Sequence[int] | int, dtype: DType | str = dtypes.float32) -> Spe
 class KernelSummary:
     """One kernel of a compiled function: what it stores, its floating-point operations and bytes, and its chunks.
 
+    `launch` numbers what is started by one call and waited for once: kernels of one launch run side by side.
     `layers` are the layer paths it computes something of; `flops` counts each fused operation once per element, and
     `bytes` every element that is read or stored once.
     """
@@ -50,6 +51,7 @@ class KernelSummary:
     flops: int
     bytes: int
     chunks: int
+    launch: int
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,17 @@ class Compiled:
     @property
     def kernels(self) -> tuple[KernelSummary, ...]:
         compilation = self._compilation
+        launches = [i for i, bundle in enumerate(compilation.program.bundles) for chain in bundle for _ in chain.calls]
         return tuple(
             KernelSummary(
                 stores=tuple(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs),
                 layers=tuple(sorted({n.source.path for n in scheduled.nodes if n.source.path})),
                 flops=sum(node.op.flops(node) for node in scheduled.nodes),
                 bytes=traffic_bytes(scheduled.reads, scheduled.outputs, scheduled.nodes),
-                chunks=launch.chunks,
+                chunks=how.chunks,
+                launch=launch,
             )
-            for scheduled, launch in zip(compilation.kernels, compilation.launches, strict=True)
+            for scheduled, how, launch in zip(compilation.kernels, compilation.launches, launches, strict=True)
         )
 
     @property
@@ -172,7 +176,9 @@ class Compiled:
         return Cost(sum(kernel.flops for kernel in kernels), sum(kernel.bytes for kernel in kernels))
 
     def __repr__(self) -> str:
-        return f"<compiled {self._name}: {len(self._compilation.kernels)} kernels, {self.cost.flops:,} flops>"
+        program = self._compilation.program
+        counts = f"{len(program.calls)} kernels in {len(program.bundles)} launches"
+        return f"<compiled {self._name}: {counts}, {self.cost.flops:,} flops>"
 
 
 def compile(function: Callable[..., Any], *specs: Any) -> Compiled:

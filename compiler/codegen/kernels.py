@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from llvmlite import ir
 
+from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
 from ..schedule.loop_ir import Kernel, LoopKernel
 from . import fused_contraction, loops
 from .vector_target import VectorTarget
 
-
-@dataclass(frozen=True)
-class Launch:
-    """How to run a kernel: `chunks` independent pieces of work, each thread with `scratch_bytes` of its own."""
-
-    chunks: int
-    scratch_bytes: int
+# Multiply-adds a core does in a nanosecond for each lane: two in a cycle, at 3 GHz.
+_MULTIPLY_ADDS = 6.0
 
 
 def launch(kernel: Kernel, target: VectorTarget) -> Launch:
     """The kernel's launch; a function of the kernel and the target, never of the number of threads."""
     if isinstance(kernel, LoopKernel):
-        return Launch(loops.plan(collapse(kernel), target).chunks, 0)
-    _, blocking = fused_contraction.plan(kernel, target)
-    return Launch(blocking.chunks, blocking.scratch_bytes)
+        chosen = loops.plan(collapse(kernel), target)
+        return Launch(chosen.chunks, 0, chosen.nanoseconds)
+    contraction, blocking = fused_contraction.plan(kernel, target)
+    size = contraction.batch * contraction.m * contraction.n * contraction.k
+    lanes = target.lanes(contraction.element)
+    return Launch(blocking.chunks, blocking.scratch_bytes, size / (lanes * _MULTIPLY_ADDS))
 
 
 def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:

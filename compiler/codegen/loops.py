@@ -39,13 +39,17 @@ _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
 
 @dataclass(frozen=True)
 class Plan:
-    """How a loop kernel is run. `vector` is the outer variable that is vectorised (None: each pass's last variable)."""
+    """How a loop kernel is run. `vector` is the outer variable that is vectorised (None: each pass's last variable).
+
+    `nanoseconds` estimates what all units cost.
+    """
 
     vector: Variable | None
     lanes: int
     block: int
     units: int
     units_per_chunk: int
+    nanoseconds: float
 
     @property
     def chunks(self) -> int:
@@ -72,7 +76,7 @@ def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
     if chunks > 1:
         # Threads come in twos and fours: three chunks would leave one of two threads waiting.
         chunks = min(units, -(-chunks // 4) * 4)
-    return Plan(best.vector, best.lanes, block, units, max(1, -(-units // chunks)))
+    return Plan(best.vector, best.lanes, block, units, max(1, -(-units // chunks)), best.cost)
 
 
 def _element_bytes(kernel: LoopKernel) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from . import index as indexing
 from .index import FromData, Index, Variable
-from .loop_ir import LoopKernel, Pass, Substitution, Value
+from .loop_ir import Kernel, LoopKernel, Pass, Substitution, Value
 
 
 def all_values(roots: Iterable[Value]) -> list[Value]:
@@ -32,6 +32,13 @@ def pass_roots(each: Pass) -> list[Value]:
     """The values a pass reduces or stores."""
     roots = [r.value for r in each.reductions] + [r.position for r in each.reductions if r.position is not None]
     return roots + [s.value for s in each.stores]
+
+
+def roots_of(kernel: Kernel) -> list[Value]:
+    """The values a kernel reduces, multiplies or stores."""
+    if isinstance(kernel, LoopKernel):
+        return [root for each in kernel.passes for root in pass_roots(each)]
+    return [kernel.left, kernel.right, *(store.value for store in kernel.stores)]
 
 
 def collapse(kernel: LoopKernel) -> LoopKernel:

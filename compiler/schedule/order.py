@@ -10,12 +10,16 @@ frees what the forward pass kept for it. From the last: what is computed anew fo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..ir.graph import Graph, Node
+from .collapse import all_values, roots_of
 from .fusion import ScheduledKernel
+from .index import Index
+from .loop_ir import Load
 from .memory import aligned
+from .text import stores_of
 
 # How often the rules are applied, each time to what was best before: they settle ties by the order they are given.
 ROUNDS = 2
@@ -48,8 +52,7 @@ def order_kernels(kernels: Sequence[ScheduledKernel], graph: Graph) -> list[Sche
             readers.setdefault(node, []).append(position)
     tasks = []
     for kernel in kernels:
-        types = {(node.dtype, node.shape) for node in kernel.outputs if node in results}
-        replaced = [node for node in kernel.reads if node in given and (node.dtype, node.shape) in types]
+        replaced = replaced_inputs(kernel, given, results)
         tasks.append(
             Task(
                 reads=tuple(numbers[node] for node in kernel.reads if node in numbers),
@@ -58,6 +61,28 @@ def order_kernels(kernels: Sequence[ScheduledKernel], graph: Graph) -> list[Sche
             )
         )
     return [kernels[position] for position in order_tasks(tasks, sizes)]
+
+
+def replaced_inputs(kernel: ScheduledKernel, given: Container[Node], results: Container[Node]) -> list[Node]:
+    """The inputs of the graph that a result may be written over: the kernel that writes it reads just that element."""
+    types = {(node.dtype, node.shape) for node in kernel.outputs if node in results}
+    candidates = [node for node in kernel.reads if node in given and (node.dtype, node.shape) in types]
+    if not candidates:
+        return []
+    stores = [(store.buffer.node, store.index) for store in stores_of(kernel.kernel)]
+    loads: dict[Node, set[Index]] = {}
+    for value in all_values(roots_of(kernel.kernel)):
+        if isinstance(value, Load):
+            loads.setdefault(value.buffer.node, set()).add(value.index)
+    return [
+        node
+        for node in candidates
+        if any(
+            loads.get(node) == {index} and (written.dtype, written.shape) == (node.dtype, node.shape)
+            for written, index in stores
+            if written in results
+        )
+    ]
 
 
 def order_tasks(tasks: Sequence[Task], sizes: Sequence[int]) -> list[int]:

@@ -201,7 +201,8 @@ class KernelTime:
 def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float) -> list[KernelTime]:
     """Every kernel call of a program in order, run alone on the program's own buffers."""
     times = time_calls(compiled.executable, [storage.address for storage in inputs], seconds=seconds)
-    texts = re.split(r"^(?=kernel \d+:)", compiled.compilation.stage("fused"), flags=re.MULTILINE)[1:]
+    fused = re.sub(r"^launch .*\n", "", compiled.compilation.stage("fused"), flags=re.MULTILINE)
+    texts = re.split(r"^(?=kernel \d+:)", fused, flags=re.MULTILINE)[1:]
     kernels = zip(compiled.compilation.kernels, compiled.compilation.program.calls, times, texts, strict=True)
     return [
         KernelTime(
@@ -257,6 +258,7 @@ def _profile(system: Any, request: dict[str, Any]) -> Any:
         "arena_bytes": special.compiled.compilation.program.arena_bytes,
         "lower_bound_bytes": special.compiled.compilation.lower_bound_bytes,
         "state_bytes": system.state_bytes() if isinstance(system, Step) else 0,
+        "launches": len(special.compiled.compilation.program.bundles),
         "closures": closure_times(system) if isinstance(system, Step) and system.small else None,
     }
 

@@ -97,6 +97,7 @@ class Result:
     arena_bytes: int
     lower_bound_bytes: int = 0
     state_bytes: int = 0
+    launches: int = 0
     closures: dict[str, float] | None = None
     compile_times: CompileTimes | None = None
     single_thread: Timing | None = None
@@ -218,6 +219,7 @@ def _measure(
         arena_bytes=kernels["arena_bytes"],
         lower_bound_bytes=kernels["lower_bound_bytes"],
         state_bytes=kernels["state_bytes"],
+        launches=kernels["launches"],
         closures=kernels["closures"],
         compile_times=times,
         single_thread=on_one_thread,

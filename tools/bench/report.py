@@ -217,9 +217,9 @@ def _kernels_table(result: Result, peaks: dict[str, Any], least: bool) -> Table:
         rows.append(("", f"{len(small)} smaller kernels", "", *shares))
     step = _shown(result.timings["kaun"], least)
     note = (
-        f"{len(result.kernels)} kernels, {duration(total)} when each runs alone again and again; the step takes "
-        f"{duration(step)}. Arena {result.arena_bytes:,} bytes. `of limit`: the time that the measured peaks allow for "
-        "the kernel's operations and bytes (each buffer once), over the time it takes."
+        f"{len(result.kernels)} kernels in {result.launches} launches, {duration(total)} when each runs alone again "
+        f"and again; the step takes {duration(step)}. Arena {result.arena_bytes:,} bytes. `of limit`: the time that "
+        "the measured peaks allow for the kernel's operations and bytes (each buffer once), over the time it takes."
     )
     if result.closures is not None:
         closures = result.closures
