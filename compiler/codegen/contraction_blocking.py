@@ -5,8 +5,9 @@ Functionality", ACM TOMS 2015) with its two innermost block loops exchanged, so 
 stays in the first-level cache and the operand read by whole vectors streams from the second.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from math import gcd, lcm
 
 from .vector_target import VectorTarget, element_bits
@@ -17,11 +18,13 @@ _OPERAND_SLOTS = 0.15  # what a load inside a tile costs although it overlaps wi
 _TILE_SLOTS = 24  # call, loop start and loop end of one micro-kernel run
 _CHUNK_SLOTS = 1000  # claiming one chunk and starting its loops
 _SMALLEST_CHUNK_SLOTS = 32768  # below this (about ten microseconds) waking another thread costs more than it gives
-_COPY_SLOTS = 5.0  # packing a vector whose lanes lie together in memory, outer caches included
+_COPY_SLOTS = 10.0  # packing a vector whose lanes lie together in memory, outer caches included
 _COLUMN_SLOTS = 16.0  # packing the rows of a tile at one k, each k in a line (and often a page) of its own
-_TRANSPOSE_SLOTS = 6.0  # packing a vector by a transpose in registers
+_TRANSPOSE_SLOTS = 12.0  # packing a vector by a transpose in registers
 _COMPUTE_SLOTS = 8.0  # packing a vector through a callback
-_REREAD_SLOTS = 0.15  # fetching a vector of B from the second-level cache instead of a panel in the first
+_STREAM_SLOTS = 3.0  # the pace at which lines of a packed B come from the second-level cache
+_STRIDE_SLOTS = 5.0  # the same for lines of B read in place, row after row
+_REREAD_SLOTS = 0.15  # what reading a vector of B in place costs although it overlaps with arithmetic
 _CROSSING_SLOTS = 0.25  # the same if rows of B do not start at a multiple of a vector
 _COLLIDING_SLOTS = 1.0  # the same if the rows evict each other from the second-level cache
 _FETCH_SLOTS = 1.5  # bringing a vector of A or B to the core that runs a chunk
@@ -117,14 +120,16 @@ class Blocking:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A candidate register tile and the slots that all tiles of one batch entry take."""
+    """A candidate register tile, whether it reads B in place, and the slots that all tiles of one batch entry take."""
 
     lanes: int
     rows: int
     vectors: int
+    direct_b: bool
     slots: float
 
 
+@cache
 def plan(
     contraction: Contraction,
     target: VectorTarget,
@@ -136,16 +141,16 @@ def plan(
     direct_a, direct_b: force reading in place (True) or packing (False); None lets the costs decide.
     Raises ValueError if an operand that is not plain memory (for B: with n contiguous) is forced to be direct.
     """
-    tile = _choose_tile(contraction, target)
     possible_a, possible_b = readable_in_place(contraction)
-    in_place_a = _prefer_direct_a(contraction, target, tile) if direct_a is None else direct_a
-    in_place_b = _prefer_direct_b(contraction, target, tile) if direct_b is None else direct_b
     for name, wanted, possible in (("a", direct_a, possible_a), ("b", direct_b, possible_b)):
         if wanted and not possible:
             operand = contraction.a if name == "a" else contraction.b
             expected = "plain memory" if name == "a" else "plain memory with n contiguous"
             raise ValueError(f"contraction_blocking.plan: got direct_{name}=True for {operand}, expected {expected}")
-    return _block(contraction, target, tile, possible_a and in_place_a, possible_b and in_place_b)
+    ways = [False, True] if direct_b is None and possible_b else [bool(direct_b)]
+    tile = _choose_tile(contraction, target, ways)
+    in_place_a = _prefer_direct_a(contraction, target, tile) if direct_a is None else direct_a
+    return _block(contraction, target, tile, possible_a and in_place_a)
 
 
 def readable_in_place(contraction: Contraction) -> tuple[bool, bool]:
@@ -160,38 +165,60 @@ def _parts(total: int, block: int) -> list[tuple[int, int]]:
     return [(count, size) for count, size in parts if count]
 
 
-def _tile_slots(rows: int, vectors: int) -> float:
-    """Slots of one k step of a tile: multiply-adds, or the loads feeding them, or too few chains in flight."""
-    return max(rows * vectors, rows + vectors, _LATENCY_SLOTS) + _OPERAND_SLOTS * (rows + vectors)
-
-
-def _choose_tile(contraction: Contraction, target: VectorTarget) -> _Tile:
-    """The register tile with the least total work on this m and n, waste at the edges included."""
-    m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
+def _choose_tile(contraction: Contraction, target: VectorTarget, ways: Sequence[bool]) -> _Tile:
+    """The register tile, and the way to read B (in place or not), with the least total work on this m and n."""
+    m, n = max(1, contraction.m), max(1, contraction.n)
     lanes = target.lanes(contraction.element)
     while lanes > 1 and lanes // 2 >= n:
         lanes //= 2
     n_vectors = -(-n // lanes)
-    best: _Tile | None = None
+    best: tuple[float, _Tile] | None = None
     # One register holds the broadcast element of A, and without a fused multiply-add another one the product.
     usable = target.vector_registers - 1 - (not target.has_fma)
     most_rows = min(m, _rows_without_collision(contraction, target))
-    for vectors in range(1, min(n_vectors, max(1, usable // 2)) + 1):
-        for rows in range(1, min(most_rows, max(1, (usable - vectors) // vectors)) + 1):
-            row_parts, column_parts = _parts(m, rows), _parts(n_vectors, vectors)
-            slots = float(
-                sum(
-                    i * j * (k * _tile_slots(r, v) + _TILE_SLOTS + 2 * r * v)
-                    for i, r in row_parts
-                    for j, v in column_parts
-                )
-            )
-            # Every further shape of tile is another micro-kernel to compile.
-            slots *= 1 + 0.01 * (len(row_parts) * len(column_parts) - 1)
-            if best is None or slots < best.slots:
-                best = _Tile(lanes, rows, vectors, slots)
+    for direct_b in ways:
+        for vectors in range(1, min(n_vectors, max(1, usable // 2)) + 1):
+            for rows in range(1, min(most_rows, max(1, (usable - vectors) // vectors)) + 1):
+                tile = _with_slots(contraction, target, _Tile(lanes, rows, vectors, direct_b, 0.0))
+                # Every further shape of tile is another micro-kernel to compile.
+                shapes = len(_parts(m, rows)) * len(_parts(n_vectors, vectors))
+                pack = 0.0 if direct_b else _pack_b_slots(contraction.b, lanes) * n * max(1, contraction.k)
+                cost = tile.slots * (1 + 0.01 * (shapes - 1)) + pack
+                if best is None or cost < best[0]:
+                    best = cost, tile
     assert best is not None
-    return best
+    return best[1]
+
+
+def _with_slots(contraction: Contraction, target: VectorTarget, tile: _Tile) -> _Tile:
+    """The tile with its slots, waste at the edges included."""
+    m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
+    slots = 0.0
+    for down, rows in _parts(m, tile.rows):
+        for along, vectors in _parts(-(-n // tile.lanes), tile.vectors):
+            once = _TILE_SLOTS + 2 * rows * vectors
+            slots += down * along * (k * _step_slots(contraction, target, tile, rows, vectors) + once)
+    return replace(tile, slots=slots)
+
+
+def _step_slots(contraction: Contraction, target: VectorTarget, tile: _Tile, rows: int, vectors: int) -> float:
+    """Slots of one k step of a tile: multiply-adds, or what feeds them if that is slower, or too few in flight."""
+    slots = float(max(rows * vectors, rows + vectors, _LATENCY_SLOTS))
+    vector_bytes = tile.lanes * _bytes(contraction)
+    if contraction.m > tile.rows and contraction.k * vectors * vector_bytes > (target.l1_bytes or _DEFAULT_L1) // 2:
+        lines = vectors * vector_bytes / _ALIGNMENT
+        slots = max(slots, lines * (_STRIDE_SLOTS if tile.direct_b else _STREAM_SLOTS))
+    slots += _OPERAND_SLOTS * (rows + vectors)
+    return slots + vectors * _in_place_slots(contraction, target, tile) if tile.direct_b else slots
+
+
+def _in_place_slots(contraction: Contraction, target: VectorTarget, tile: _Tile) -> float:
+    """Slots that a vector of B read in place costs each tile of rows beyond one in a panel."""
+    stride = (contraction.b.strides or (0, 0))[0]
+    slots = _REREAD_SLOTS + (_CROSSING_SLOTS if stride % tile.lanes else 0.0)
+    if min(contraction.k, _kc(contraction, target, tile)) > _l2_rows(stride, contraction, target):
+        slots += _COLLIDING_SLOTS
+    return slots
 
 
 def _rows_without_collision(contraction: Contraction, target: VectorTarget) -> int:
@@ -225,17 +252,6 @@ def _l2_rows(stride: int, contraction: Contraction, target: VectorTarget) -> int
     return _CACHE_WAYS * _distinct_lines(stride, contraction.element, way)
 
 
-def _prefer_direct_b(contraction: Contraction, target: VectorTarget, tile: _Tile) -> bool:
-    """Packing a vector of B costs once what reading it from its row costs again for each tile of rows."""
-    if contraction.b.strides is None:
-        return False
-    stride = contraction.b.strides[0]
-    cost = _REREAD_SLOTS + (_CROSSING_SLOTS if stride % tile.lanes else 0.0)
-    if min(contraction.k, _kc(contraction, target, tile)) > _l2_rows(stride, contraction, target):
-        cost += _COLLIDING_SLOTS
-    return -(-contraction.m // tile.rows) * cost <= _COPY_SLOTS
-
-
 def _kc(contraction: Contraction, target: VectorTarget, tile: _Tile) -> int:
     """The k block: a panel of A fills half of the first-level cache, and all k blocks are about equally long."""
     row_bytes = tile.rows * _bytes(contraction) * _overfetch(contraction, tile)
@@ -263,7 +279,7 @@ def _unroll(tile: _Tile) -> int:
     return unroll
 
 
-def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a: bool, direct_b: bool) -> Blocking:
+def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a: bool) -> Blocking:
     size = _bytes(contraction)
     mr, nr = tile.rows, tile.vectors * tile.lanes
     l2 = target.l2_bytes or _DEFAULT_L2
@@ -272,7 +288,7 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     nc_limit = max(nr, l2 // 2 // (kc * size) // nr * nr)
     # mc: tiles that wait for the next k block fill a quarter of it.
     mc_limit = max(mr, l2 // 4 // (min(nc_limit, _round_up(n, nr)) * size) // mr * mr) if k > kc else m
-    mc, nc, keep_b = _choose_grid(contraction, target, tile, (mc_limit, nc_limit), direct_a, direct_b)
+    mc, nc, keep_b = _choose_grid(contraction, target, tile, (mc_limit, nc_limit), direct_a)
     m_blocks, n_blocks = -(-m // mc), -(-n // nc)
     batches = 1
     if m_blocks == n_blocks == 1 and contraction.batch > 1:
@@ -285,7 +301,7 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     padded_n = _round_up(nc, nr)
     a_bytes = 0 if direct_a else (mr * kc if rows_together else mr * a_panel[0]) * size
     tile_bytes = (_round_up(mc, mr) * padded_n if k > kc else mr * nr) * size
-    b_bytes = 0 if direct_b else padded_n * (k if keep_b else min(k, kc)) * size
+    b_bytes = 0 if tile.direct_b else padded_n * (k if keep_b else min(k, kc)) * size
     a_offset = _ALIGNMENT if keep_b else 0
     tile_offset = _round_up(a_offset + a_bytes, _ALIGNMENT)
     b_offset = _round_up(tile_offset + tile_bytes, _ALIGNMENT)
@@ -299,7 +315,7 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
         batches=batches,
         chunks=chunks,
         direct_a=direct_a,
-        direct_b=direct_b,
+        direct_b=tile.direct_b,
         a_panel=a_panel,
         keep_b=keep_b,
         unroll=_unroll(tile),
@@ -316,14 +332,13 @@ def _choose_grid(
     tile: _Tile,
     limits: tuple[int, int],
     direct_a: bool,
-    direct_b: bool,
 ) -> tuple[int, int, bool]:
     """(mc, nc, keep_b) with the least time summed over the thread counts a machine may have."""
     m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
     batch, size = max(1, contraction.batch), _bytes(contraction)
     nr = tile.vectors * tile.lanes
     a_slots = 0.0 if direct_a else _pack_a_slots(contraction.a, tile.rows)
-    b_slots = 0.0 if direct_b else _pack_b_slots(contraction.b, tile.lanes)
+    b_slots = 0.0 if tile.direct_b else _pack_b_slots(contraction.b, tile.lanes)
     most_chunks = min(_MOST_CHUNKS, max(1.0, batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
     overfetch = _overfetch(contraction, tile) if direct_a else 1.0
     kept_limit = max(target.l2_bytes, target.l3_bytes // 8)
@@ -332,7 +347,7 @@ def _choose_grid(
         for nc in _block_sizes(n, nr, limits[1]):
             m_blocks, n_blocks = -(-m // mc), -(-n // nc)
             chunks = batch * m_blocks * n_blocks
-            keep_b = not direct_b and m_blocks > 1 and k * _round_up(nc, nr) * size <= kept_limit
+            keep_b = not tile.direct_b and m_blocks > 1 and k * _round_up(nc, nr) * size <= kept_limit
             share = (min(mc, m) / m) * (min(nc, n) / n)
             fetch = (overfetch * min(mc, m) + min(nc, n)) * k * _FETCH_SLOTS / tile.lanes
             chunk = tile.slots * share + _CHUNK_SLOTS + a_slots * min(mc, m) * k + fetch
