@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from . import passes
-from .codegen.entry import emit_entry, entry_text
+from .codegen.entry import emit_entry
 from .codegen.kernels import emit_kernel, launch
 from .codegen.vector_target import VectorTarget
 from .ir import Graph, Node, print_graph
 from .program import Array, Call, Chain, Module, Place, Program
+from .program_text import print_program
 from .schedule import bundling
 from .schedule.bundling import Launch
 from .schedule.fusion import ScheduledKernel, fuse
@@ -63,20 +64,28 @@ class Compilation:
         return order_kernels(fuse(self.simplified, self.target.lanes("float32")), self.simplified)
 
     @cached_property
+    def _launches(self) -> list[Launch]:
+        """How each of `fused` is run."""
+        return [launch(k.kernel, self.target) for k in self.fused]
+
+    @cached_property
     def _bundles(self) -> list[bundling.Bundle]:
         """What each launch runs, in numbers of `fused`."""
-        launches = [launch(k.kernel, self.target) for k in self.fused]
-        return bundling.bundle(self.fused, launches, self.simplified, self.target.l2_bytes)
+        return bundling.bundle(self.fused, self._launches, self.simplified, self.target.l2_bytes)
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return [k for bundle in self._bundles for chain in bundle for k in chain.kernels]
 
     @cached_property
     def kernels(self) -> list[ScheduledKernel]:
         """The kernels in the order of the program's calls, in which they can run one by one."""
-        return [self.fused[k] for bundle in self._bundles for chain in bundle for k in chain.kernels]
+        return [self.fused[k] for k in self._order]
 
     @cached_property
     def launches(self) -> list[Launch]:
         """How each of `kernels` is run."""
-        return [launch(k.kernel, self.target) for k in self.kernels]
+        return [self._launches[k] for k in self._order]
 
     @cached_property
     def lifetimes(self) -> dict[Node, Lifetime]:
@@ -122,21 +131,15 @@ class Compilation:
             tuple(Chain(tuple(next(remaining) for _ in chain.kernels), chain.pieces) for chain in bundle)
             for bundle in self._bundles
         )
-        scratch = max((how.scratch_bytes for how in self.launches), default=0)
-        inputs = len(graph.inputs)
-
-        def emit(name: str) -> str:
-            return emit_entry(name, bundles, inputs, arena_bytes, scratch, self.target)
-
         return Program(
             inputs=tuple(Array(n.dtype, n.shape) for n in graph.inputs),
             outputs=tuple(Array(n.dtype, n.shape) for n in computed),
             results=tuple(places[n] for n in graph.outputs),
             bundles=bundles,
             kernels=tuple(modules),
-            entry=Module(entry_text(bundles, inputs, arena_bytes, scratch), emit),
+            emit_entry=lambda program, name: emit_entry(program, name, self.target),
             arena_bytes=arena_bytes,
-            scratch_bytes=scratch,
+            scratch_bytes=max((how.scratch_bytes for how in self.launches), default=0),
         )
 
     @property
@@ -155,7 +158,7 @@ class Compilation:
         if name == "fused":
             return self._fused_text()
         if name == "scheduled":
-            return "\n".join(print_kernel(k.kernel) for k in self.kernels)
+            return print_program(self.program)
         if name == "llvm":
             texts = [m.emit(f"kernel_{i}") for i, m in enumerate(self.program.kernels)]
             return "\n".join([*texts, self.program.entry.emit("entry")])

@@ -70,7 +70,7 @@ class Program:
     """Everything needed to run a graph.
 
     `bundles` in order: the entry launches each once and waits for it. `kernels` is the table that calls index,
-    structurally equal kernels once. `entry` defines
+    structurally equal kernels once. `entry`, whose LLVM IR `emit_entry(program, name)` writes, defines
     `void name(ptr arguments, ptr kernels, ptr pool, ptr workspace)`, where `arguments` points to the addresses of the
     inputs and then of the outputs that `results` lists as computed, and `workspace` to `arena_bytes` bytes followed by
     `scratch_bytes` for each thread, all aligned to 64 bytes.
@@ -83,7 +83,7 @@ class Program:
     results: tuple[Place, ...]
     bundles: tuple[Bundle, ...]
     kernels: tuple[Module, ...]
-    entry: Module
+    emit_entry: Callable[[Program, str], str]
     arena_bytes: int
     scratch_bytes: int
 
@@ -91,3 +91,21 @@ class Program:
     def calls(self) -> tuple[Call, ...]:
         """The calls of all bundles, in an order in which they can run one by one."""
         return tuple(call for bundle in self.bundles for chain in bundle for call in chain.calls)
+
+    @cached_property
+    def entry(self) -> Module:
+        """The function that runs the program."""
+        return Module(self._entry_text(), lambda name: self.emit_entry(self, name))
+
+    def _entry_text(self) -> str:
+        """Text that is equal for programs with equal entry functions."""
+        lines = [f"entry inputs={len(self.inputs)} arena={self.arena_bytes} scratch={self.scratch_bytes}"]
+        for bundle in self.bundles:
+            lines.append("launch")
+            for chain in bundle:
+                lines.append(f"pieces {chain.pieces}")
+                lines += [
+                    f"{call.kernel} {call.chunks} {' '.join(f'{p.kind}:{p.position}' for p in call.places)}"
+                    for call in chain.calls
+                ]
+        return "\n".join(lines)

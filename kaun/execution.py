@@ -6,12 +6,12 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from kaun import literals
+from kaun import literals, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, key, ops, topological, unshared
 from kaun.compiler.pipeline import Compilation
@@ -99,12 +99,20 @@ def has_value(node: Node) -> bool:
 class CompiledGraph:
     """A compiled graph, called with storages."""
 
-    def __init__(self, graph: Graph, target: targets.Target):
-        self.compilation = Compilation(graph, vector_target(target))
-        self.executable = Executable(self.compilation.program, target)
-        program = self.compilation.program
+    def __init__(self, graph: Graph, text: str, target: targets.Target):
+        self._graph, self._target = graph, target
+        stored = stored_programs.load(graph, text, target, vector_target(target))
+        program = self.compilation.program if stored is None else stored
+        self.executable = Executable(program, target)
+        if stored is None:
+            stored_programs.store(text, target, program)
         self._outputs = [(array.dtype, array.shape) for array in program.outputs]
         self._results = [(place.kind == "input", place.position) for place in program.results]
+
+    @cached_property
+    def compilation(self) -> Compilation:
+        """The way from the graph to the program, to look at; not gone again where the program was found on disk."""
+        return Compilation(self._graph, vector_target(self._target))
 
     def __call__(self, inputs: Sequence[Storage]) -> list[Storage]:
         """The outputs for storages of the graph's input types."""
@@ -122,11 +130,12 @@ def compiled(graph: Graph, text: str | None = None) -> CompiledGraph:
     `text`: the graph's `key`, where the caller has it already.
     """
     target = targets.host()
-    name = (key(graph) if text is None else text, target.key)
+    text = key(graph) if text is None else text
+    name = (text, target.key)
     found = _remembered(name)
     if found is not None:
         return found
-    made = CompiledGraph(detached(graph), target)
+    made = CompiledGraph(detached(graph), text, target)
     with _lock:
         _programs[name] = made
         while len(_programs) > MOST_PROGRAMS:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from ..program import Bundle, Call, Place
+from ..program import Bundle, Call, Place, Program
 from .control_flow import INDEX, POINTER, counted_loop, smaller
 from .kernels import with_attributes
 from .vector_target import VectorTarget
@@ -40,41 +40,23 @@ _PARALLEL_FOR = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX
 _WORDS = 5
 
 
-def entry_text(bundles: Sequence[Bundle], inputs: int, arena_bytes: int, scratch_bytes: int) -> str:
-    """Text that is equal for equal entry functions."""
-    lines = [f"entry inputs={inputs} arena={arena_bytes} scratch={scratch_bytes}"]
-    for bundle in bundles:
-        lines.append("launch")
-        for chain in bundle:
-            lines += [f"chain {chain.pieces}"]
-            lines += [
-                f"{call.kernel} {call.chunks} {' '.join(f'{p.kind}:{p.position}' for p in call.places)}"
-                for call in chain.calls
-            ]
-    return "\n".join(lines)
-
-
-def emit_entry(
-    name: str, bundles: Sequence[Bundle], inputs: int, arena_bytes: int, scratch_bytes: int, target: VectorTarget
-) -> str:
-    """LLVM IR text of a module that defines the entry function."""
+def emit_entry(program: Program, name: str, target: VectorTarget) -> str:
+    """LLVM IR text of a module that defines the program's entry function."""
     module = ir.Module(name=name)
-    pieces = _emit_pieces(module) if any(len(bundle) > 1 for bundle in bundles) else None
+    pieces = _emit_pieces(module) if any(len(bundle) > 1 for bundle in program.bundles) else None
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 4), name)
-    _Entry(function, pieces, inputs, arena_bytes, scratch_bytes).emit(bundles)
+    _Entry(function, pieces, program).emit(program.bundles)
     return with_attributes(str(module), target)
 
 
 class _Entry:
     """Emits the body of the entry function."""
 
-    def __init__(
-        self, function: ir.Function, pieces: ir.Function | None, inputs: int, arena_bytes: int, scratch_bytes: int
-    ):
+    def __init__(self, function: ir.Function, pieces: ir.Function | None, program: Program):
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.arguments, self.kernels, self.pool, self.workspace = function.args
-        self.pieces, self.inputs, self.scratch_bytes = pieces, inputs, scratch_bytes
-        self.scratch = _byte(self.builder, self.workspace, arena_bytes)
+        self.pieces, self.inputs, self.scratch_bytes = pieces, len(program.inputs), program.scratch_bytes
+        self.scratch = _byte(self.builder, self.workspace, program.arena_bytes)
 
     def emit(self, bundles: Sequence[Bundle]) -> None:
         words = max((_words(bundle) for bundle in bundles), default=1)

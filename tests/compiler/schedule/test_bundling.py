@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
 import pytest
 from graph_strategies import assert_outputs_agree, graph_from_seed
-from kaun.compiler.codegen.entry import emit_entry, entry_text
 from kaun.compiler.codegen.kernels import launch
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.pipeline import Compilation
-from kaun.compiler.program import Chain, Module
+from kaun.compiler.program import Chain
+from kaun.compiler.program_run import run_program
 from kaun.compiler.schedule.bundling import LAUNCH_NANOSECONDS, LONGEST_CHAIN_NANOSECONDS, PIECES, bundle
 from kaun.compiler.schedule.memory import aligned
-from kaun.compiler.schedule.run import run_kernel
 from kaun.runtime import target as targets
 from kaun.runtime import threads
 from kaun.runtime.program import Executable
@@ -37,24 +37,8 @@ def shape_of(function, *arrays):
 
 
 def run_in_some_order(compilation, arguments, source):
-    """The results when the chains of each launch run in any order, each call on the memory that the plan gave it."""
-    program = compilation.program
-    arena = np.full(program.arena_bytes, 0xA5, np.uint8)
-    memory = {"input": [np.array(a, order="C") for a in arguments], "output": []}
-    memory["output"] = [np.empty(a.shape, a.dtype.numpy) for a in program.outputs]
-    kernels = {id(call): k.kernel for call, k in zip(program.calls, compilation.kernels, strict=True)}
-
-    def view(place, buffer):
-        if place.kind != "arena":
-            return memory[place.kind][place.position]
-        return arena[place.position : place.position + buffer.size * buffer.dtype.itemsize].view(buffer.dtype.numpy)
-
-    for chains in program.bundles:
-        for chain in source.sample(chains, len(chains)):
-            for call in chain.calls:
-                kernel = kernels[id(call)]
-                run_kernel(kernel, [view(p, b) for p, b in zip(call.places, kernel.buffers, strict=True)])
-    return [memory[place.kind][place.position] for place in program.results]
+    """The results when the chains of each launch run in any order."""
+    return run_program(compilation.program, arguments, lambda chains: source.sample(chains, len(chains)))
 
 
 @pytest.mark.parametrize("ten", range(10))
@@ -76,16 +60,9 @@ def test_chains_of_a_training_step_may_run_in_any_order(model):
         np.testing.assert_allclose(one, right, rtol=1e-4, atol=1e-6)
 
 
-def apart(program, target):
+def apart(program):
     """The same program with a launch for each kernel."""
-    bundles = tuple((Chain((call,), call.chunks),) for call in program.calls)
-    sizes = len(program.inputs), program.arena_bytes, program.scratch_bytes
-    text = entry_text(bundles, *sizes)
-    entry = Module(text, lambda name: emit_entry(name, bundles, *sizes, target))
-    return type(program)(
-        program.inputs, program.outputs, program.results, bundles, program.kernels, entry,
-        program.arena_bytes, program.scratch_bytes,
-    )  # fmt: skip
+    return dataclasses.replace(program, bundles=tuple((Chain((call,), call.chunks),) for call in program.calls))
 
 
 def products(x, *weights):
@@ -104,7 +81,7 @@ def test_bundled_kernels_give_the_bits_that_they_give_apart(count):
     threads.set_num_threads(count)
     try:
         found = []
-        for program in (compilation.program, apart(compilation.program, vector_target(machine))):
+        for program in (compilation.program, apart(compilation.program)):
             buffers = Executable(program, machine).run([a.ctypes.data for a in inputs])
             arrays = zip(buffers, program.outputs, strict=True)
             found.append([buffer.view(a.dtype.numpy, a.shape, writable=False).copy() for buffer, a in arrays])

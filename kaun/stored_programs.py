@@ -1,0 +1,62 @@
+"""Programs kept on disk beside their kernels: a graph that any process has compiled is not fused and lowered again.
+
+An entry is the program's text, under a key made of the graph's text, the machine and the version of the compiler. It is
+checked as it is parsed, kernels included are found by their text or made from it, and one that does not fit is deleted.
+"""
+
+from __future__ import annotations
+
+from kaun.compiler.codegen.vector_target import VectorTarget
+from kaun.compiler.ir import Graph, Node
+from kaun.compiler.program import Array, Program
+from kaun.compiler.program_text import parse_program, print_program
+from kaun.runtime.cache import default_cache, kernel_key
+from kaun.runtime.target import Target
+
+
+def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Program | None:
+    """The program of `graph`, whose `key` is `text`; None if it is not on disk, or not as it was written."""
+
+    def emit_kernel(kernel: str, name: str) -> str:
+        from kaun.compiler.codegen import kernels  # the compiler is loaded only where a kernel is missing
+        from kaun.compiler.schedule.parse import parse_kernel
+
+        return kernels.emit_kernel(parse_kernel(kernel), name, vectors)
+
+    def emit_entry(program: Program, name: str) -> str:
+        from kaun.compiler.codegen import entry
+
+        return entry.emit_entry(program, name, vectors)
+
+    key = _key(text, target)
+    content = default_cache().lookup(key)
+    if content is None:
+        return None
+    try:
+        program = parse_program(content.decode(), emit_kernel, emit_entry)
+    except ValueError:
+        program = None
+    if program is None or not _fits(program, graph):
+        default_cache().discard(key)
+        return None
+    return program
+
+
+def store(text: str, target: Target, program: Program) -> None:
+    """Keep the program of the graph whose `key` is `text`."""
+    default_cache().store(_key(text, target), print_program(program).encode())
+
+
+def _key(text: str, target: Target) -> str:
+    return kernel_key("program\n" + text, target)
+
+
+def _fits(program: Program, graph: Graph) -> bool:
+    """Whether the program takes and gives what the graph does."""
+    arrays = {"input": program.inputs, "output": program.outputs}
+    results = [arrays[place.kind][place.position] for place in program.results]
+    return list(program.inputs) == _types(graph.inputs) and results == _types(graph.outputs)
+
+
+def _types(nodes: tuple[Node, ...]) -> list[Array]:
+    return [Array(node.dtype, node.shape) for node in nodes]
