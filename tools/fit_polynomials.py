@@ -255,6 +255,27 @@ def erf_fit(bits: int, count: int, saturation: str) -> Fit:
     )
 
 
+def erfc_root_fit(count: int, saturation: str) -> Fit:
+    """One minus the fourth root of erfc, which is nearly straight."""
+
+    def falling(a: Real) -> Real:
+        return -mp.expm1(mp.log(mp.erfc(a)) / 4)
+
+    leading = rounded(1 / (2 * mp.sqrt(mp.pi)), 32)
+    return Fit(
+        "ERFC_ROOT_FLOAT32",
+        f"P with (1 - erf(a))**(1/4) = 1 - a (P[0] + (P[1] + P[2] a + ...)), 0 <= a <= {saturation}",
+        lambda a: falling(a) / a - leading,
+        # Heavier at the end, where the result has to round to 1.
+        lambda a: (2.5 if a > mp.mpf(saturation) - mp.mpf("0.03") else 1) * 4 * (1 - falling(a)) ** 3 * a / mp.erf(a),
+        constant(lambda: mp.mpf(10) ** -6),
+        constant(lambda: mp.mpf(saturation)),
+        count,
+        32,
+        leading,
+    )
+
+
 def exp2_fit(bits: int, count: int) -> Fit:
     # The rounding of ln(2) is left out of the fit, which could not make up for it: 2**-28 of ln(2), or 2**-54.
     return Fit(
@@ -308,9 +329,8 @@ def all_fits() -> tuple[Fit, ...]:
         cos_fit(eighth_turn, 6, 64),
         odd_fit("ATAN_FLOAT32", atan_meaning, mp.atan, lambda: mp.mpf(1), 9, 32),
         odd_fit("ATAN_FLOAT64", atan_meaning, mp.atan, lambda: mp.mpf(1), 20, 64),
-        erf_fit(32, 9, "3.95"),
+        erfc_root_fit(10, "4.0"),
         erf_fit(64, 26, "5.95"),
-        exp2_fit(32, 5),
         exp2_fit(64, 11),
         pow_exp2_fit(),
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from kaun.compiler.codegen import vector_math_coefficients as coefficients
-from kaun.compiler.codegen.vector_math_lanes import Lanes, at_least, at_most, exact_fma, fma, horner, select
+from kaun.compiler.codegen.vector_math_lanes import Lanes, at_least, at_most, exact_fma, fma, halved, horner, select
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,12 @@ class Exponential:
     exp_bounds: tuple[float, float]
     expm1_bounds: tuple[float, float]
     tanh_bound: float
-    erf_bound: float
     expm1: tuple[float, ...]
     tanh: tuple[float, ...]
-    exp2: tuple[float, ...]
-    log2_erfc: tuple[float, ...]
 
 
 TANH_LARGE = 0.55
+ERF_ROOT_BOUND, ERF_EXPONENTIAL_BOUND = 4.0, 5.95
 FAMILY = {
     32: Exponential(
         ln2_high=0.693145751953125,
@@ -38,11 +36,8 @@ FAMILY = {
         exp_bounds=(-104.0, 89.0),
         expm1_bounds=(-18.0, 89.0),
         tanh_bound=9.1,
-        erf_bound=3.95,
         expm1=coefficients.EXPM1_FLOAT32,
         tanh=coefficients.TANH_FLOAT32,
-        exp2=coefficients.EXP2_FLOAT32,
-        log2_erfc=coefficients.LOG2_ERFC_FLOAT32,
     ),
     64: Exponential(
         ln2_high=0.6931471805601177,
@@ -50,11 +45,8 @@ FAMILY = {
         exp_bounds=(-746.0, 710.0),
         expm1_bounds=(-38.0, 710.0),
         tanh_bound=19.1,
-        erf_bound=5.95,
         expm1=coefficients.EXPM1_FLOAT64,
         tanh=coefficients.TANH_FLOAT64,
-        exp2=coefficients.EXP2_FLOAT64,
-        log2_erfc=coefficients.LOG2_ERFC_FLOAT64,
     ),
 }
 
@@ -121,15 +113,32 @@ def tanh(x: Lanes) -> Lanes:
 
 
 def erf(x: Lanes) -> Lanes:
+    """In float32, 1 - (1 - u)**4 with a polynomial u of |x|: 1 - (1 - v)**2 = 2 v - v**2 twice.
+
+    That has no cancellation where u is small, and damps the errors of u where it is not. The first coefficient of u,
+    1 / (2 sqrt(pi)), is one float and a correction, as its rounding shows near 0; for the same reason u itself is
+    rounded only inside its square. The factors 4 and 2 keep u and v from being subnormal where erf is not.
+    """
+    if x.format.bits == 64:
+        return _erf_by_exponential(x)
+    a = at_most(x.absolute(), ERF_ROOT_BOUND)
+    leading, *others = (4 * c for c in coefficients.ERFC_ROOT_FLOAT32)
+    rest = a * halved(a, others)
+    u_times_4 = fma(a, leading, rest)
+    v_times_2 = exact_fma(a, leading, fma(u_times_4, u_times_4 * -0.125, rest))
+    return fma(v_times_2, v_times_2 * -0.25, v_times_2).with_sign_of(x)
+
+
+def _erf_by_exponential(x: Lanes) -> Lanes:
     """1 - 2**g with g = log2(1 - erf(|x|)), a polynomial, as 2**g damps the errors of g: (1 - 2**n) - 2**n (2**f - 1).
 
     The first coefficient of g, -2 / (sqrt(pi) ln(2)), is one float and a correction, as its rounding shows near 0.
     """
-    family = FAMILY[x.format.bits]
-    a = at_most(x.absolute(), family.erf_bound)
-    g = exact_fma(a, family.log2_erfc[0], a * horner(a, family.log2_erfc[1:]))
+    log2_erfc, exp2 = coefficients.LOG2_ERFC_FLOAT64, coefficients.EXP2_FLOAT64
+    a = at_most(x.absolute(), ERF_EXPONENTIAL_BOUND)
+    g = exact_fma(a, log2_erfc[0], a * horner(a, log2_erfc[1:]))
     n, biased = nearest_integer(g, 1.0, x.format.bias)
     f = g - n
-    q = exact_fma(f, family.exp2[0], f * f * horner(f, family.exp2[1:]))
+    q = exact_fma(f, exp2[0], f * f * horner(f, exp2[1:]))
     scale = power_of_two(biased)
     return fma(-scale, q, 1.0 - scale).with_sign_of(x)
