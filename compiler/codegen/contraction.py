@@ -9,7 +9,7 @@ how C is finished (a callback evaluates the epilogue on each vector of sums and 
         for k0 in 0..K step kc:
           pack B[k0.., n block] into panels of nr columns      unless B is read in place, or kept from an earlier chunk
           for i in the m block step mr:
-            pack A[i.., k0..] into one panel of mr rows        unless A is read in place
+            pack A[i.., k0..] into one panel of mr rows        unless A is read in place, or its block computed at once
             for j in the n block step nr:
               micro-kernel: tile (+)= A panel * B panel        registers only, vectors along n
               if this k block is the last: finish(tile)
@@ -50,7 +50,7 @@ class Packed:
     pack(builder, destination, batch, row, rows, column, columns) emits code that writes the part
     [row, row + rows) x [column, column + columns) of the operand's matrix; all but the first two are i64 values.
 
-    For A the rows are m and the columns k: 1 <= rows <= mr, and element (i, p) of the part goes to
+    For A the rows are m and the columns k: 1 <= rows <= mr, or mc with a_block, and element (i, p) goes to
         destination[i * blocking.a_panel[0] + p * blocking.a_panel[1]];
     rows that are not asked for need not be written.
     For B the rows are k and the columns n: 1 <= columns <= nc, and element (p, j) of the part goes to
@@ -249,10 +249,16 @@ def _emit_block(
                     _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
             else:
                 _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
+        if blocking.a_block and contraction.k:
+            assert isinstance(template.a, Packed)
+            template.a.pack(builder, template.a_panel, batch, *m_range, k_start, k_count)
         with counted_loop(builder, 0, m_range[1], blocking.mr, name="m.tile") as i:
             row = builder.add(m_range[0], i, flags=("nsw",))
             rows = _tile_count(builder, i, m_range[1], blocking.mr, contraction.m)
-            a_panel = _a_panel(template, batch, row, rows, k_start, k_count)
+            if blocking.a_block:
+                a_panel = offset(builder, template.a_panel, template.scalar, (i, blocking.a_panel[0]))
+            else:
+                a_panel = _a_panel(template, batch, row, rows, k_start, k_count)
             with counted_loop(builder, 0, n_range[1], blocking.nr, name="n.tile") as j:
                 column = builder.add(n_range[0], j, flags=("nsw",))
                 columns = _tile_count(builder, j, n_range[1], blocking.nr, contraction.n)

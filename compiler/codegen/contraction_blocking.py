@@ -94,6 +94,7 @@ class Blocking:
     chunks:    parallel tasks; chunk = (batch block * n blocks + n block) * m blocks + m block
     direct_a, direct_b: whether the micro-kernel reads the operand in place instead of a packed copy
     a_panel:   distances of rows and of k steps in a packed panel of A
+    a_block:   whether a panel of A is a whole block of mc rows, computed in vectors along m, instead of one tile's
     keep_b:    whether the chunks that one thread runs share a packed B (all of k is then packed at once)
     a_offset, tile_offset, b_offset, scratch_bytes: layout of the scratch memory: what the packed B is of (if it is
                kept), A panel, C tiles, packed B
@@ -110,6 +111,7 @@ class Blocking:
     direct_a: bool
     direct_b: bool
     a_panel: tuple[int, int]
+    a_block: bool
     keep_b: bool
     unroll: int
     a_offset: int
@@ -168,7 +170,8 @@ def _parts(total: int, block: int) -> list[tuple[int, int]]:
 def _choose_tile(contraction: Contraction, target: VectorTarget, ways: Sequence[bool]) -> _Tile:
     """The register tile, and the way to read B (in place or not), with the least total work on this m and n."""
     m, n = max(1, contraction.m), max(1, contraction.n)
-    lanes = target.lanes(contraction.element)
+    target_lanes = lanes = target.lanes(contraction.element)
+    in_vectors = _computed_along_m(contraction)
     while lanes > 1 and lanes // 2 >= n:
         lanes //= 2
     n_vectors = -(-n // lanes)
@@ -179,6 +182,8 @@ def _choose_tile(contraction: Contraction, target: VectorTarget, ways: Sequence[
     for direct_b in ways:
         for vectors in range(1, min(n_vectors, max(1, usable // 2)) + 1):
             for rows in range(1, min(most_rows, max(1, (usable - vectors) // vectors)) + 1):
+                if in_vectors and rows < m and lcm(rows, target_lanes) > 4 * rows:
+                    continue  # few blocks of such tiles would start at whole vectors
                 tile = _with_slots(contraction, target, _Tile(lanes, rows, vectors, direct_b, 0.0))
                 # Every further shape of tile is another micro-kernel to compile.
                 shapes = len(_parts(m, rows)) * len(_parts(n_vectors, vectors))
@@ -219,6 +224,11 @@ def _in_place_slots(contraction: Contraction, target: VectorTarget, tile: _Tile)
     if min(contraction.k, _kc(contraction, target, tile)) > _l2_rows(stride, contraction, target):
         slots += _COLLIDING_SLOTS
     return slots
+
+
+def _computed_along_m(contraction: Contraction) -> bool:
+    """Whether A is computed, and vectors of it run along m."""
+    return contraction.a.strides is None and contraction.a.contiguous == 0
 
 
 def _rows_without_collision(contraction: Contraction, target: VectorTarget) -> int:
@@ -288,6 +298,10 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     nc_limit = max(nr, l2 // 2 // (kc * size) // nr * nr)
     # mc: tiles that wait for the next k block fill a quarter of it.
     mc_limit = max(mr, l2 // 4 // (min(nc_limit, _round_up(n, nr)) * size) // mr * mr) if k > kc else m
+    full_lanes = target.lanes(contraction.element)
+    a_block = _computed_along_m(contraction) and full_lanes > 1
+    if a_block:  # and rows of A computed together a quarter of it as well
+        mc_limit = min(mc_limit, max(mr, l2 // 4 // (kc * size) // mr * mr))
     mc, nc, keep_b = _choose_grid(contraction, target, tile, (mc_limit, nc_limit), direct_a)
     m_blocks, n_blocks = -(-m // mc), -(-n // nc)
     batches = 1
@@ -297,9 +311,11 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     chunks = -(-contraction.batch // batches) * m_blocks * n_blocks if contraction.m and contraction.n else 0
     rows_together = contraction.a.contiguous == 0
     # Rows of a panel are padded by a cache line, so that they do not collide as rows of the source may.
-    a_panel = (1, mr) if rows_together else (kc + _ALIGNMENT // size, 1)
+    a_panel = (kc + _ALIGNMENT // size, 1)
+    if rows_together:
+        a_panel = (1, _round_up(mc, full_lanes) if a_block else mr)
     padded_n = _round_up(nc, nr)
-    a_bytes = 0 if direct_a else (mr * kc if rows_together else mr * a_panel[0]) * size
+    a_bytes = 0 if direct_a else (a_panel[1] * kc if rows_together else mr * a_panel[0]) * size
     tile_bytes = (_round_up(mc, mr) * padded_n if k > kc else mr * nr) * size
     b_bytes = 0 if tile.direct_b else padded_n * (k if keep_b else min(k, kc)) * size
     a_offset = _ALIGNMENT if keep_b else 0
@@ -317,6 +333,7 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
         direct_a=direct_a,
         direct_b=tile.direct_b,
         a_panel=a_panel,
+        a_block=a_block,
         keep_b=keep_b,
         unroll=_unroll(tile),
         a_offset=a_offset,
@@ -337,26 +354,31 @@ def _choose_grid(
     m, n, k = max(1, contraction.m), max(1, contraction.n), max(1, contraction.k)
     batch, size = max(1, contraction.batch), _bytes(contraction)
     nr = tile.vectors * tile.lanes
-    a_slots = 0.0 if direct_a else _pack_a_slots(contraction.a, tile.rows)
     b_slots = 0.0 if tile.direct_b else _pack_b_slots(contraction.b, tile.lanes)
     most_chunks = min(_MOST_CHUNKS, max(1.0, batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
     overfetch = _overfetch(contraction, tile) if direct_a else 1.0
     kept_limit = max(target.l2_bytes, target.l3_bytes // 8)
     best: tuple[float, int, int, bool] | None = None
-    for mc in _block_sizes(m, tile.rows, limits[0]):
+    lanes = target.lanes(contraction.element)
+    for mc in _block_heights(contraction, tile, lanes, limits[0]):
+        a_slots = 0.0 if direct_a else _pack_a_slots(contraction, tile, lanes, mc)
         for nc in _block_sizes(n, nr, limits[1]):
             m_blocks, n_blocks = -(-m // mc), -(-n // nc)
             chunks = batch * m_blocks * n_blocks
             keep_b = not tile.direct_b and m_blocks > 1 and k * _round_up(nc, nr) * size <= kept_limit
-            share = (min(mc, m) / m) * (min(nc, n) / n)
-            fetch = (overfetch * min(mc, m) + min(nc, n)) * k * _FETCH_SLOTS / tile.lanes
-            chunk = tile.slots * share + _CHUNK_SLOTS + a_slots * min(mc, m) * k + fetch
-            pack_b = b_slots * min(nc, n) * k
+
+            def chunk_slots(rows: float, columns: float, a_slots: float = a_slots) -> float:
+                fetch = (overfetch * rows + columns) * k * _FETCH_SLOTS / tile.lanes
+                return tile.slots * rows / m * columns / n + _CHUNK_SLOTS + a_slots * rows * k + fetch
+
+            mean, largest = chunk_slots(m / m_blocks, n / n_blocks), chunk_slots(min(mc, m), min(nc, n))
+            pack_b = b_slots * n / n_blocks * k
             total = 0.0
             for threads in _THREADS:
                 turns = -(-chunks // threads)
                 packs = min(turns, -(-chunks // m_blocks)) if keep_b else turns
-                total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
+                # A thread that does many chunks does some of every size; the last may be a large one.
+                total += (turns * mean + largest - mean + packs * pack_b) * min(threads, most_chunks)
             if chunks > max(batch, most_chunks):
                 total *= chunks / max(batch, most_chunks)
             if best is None or total < best[0]:
@@ -381,9 +403,25 @@ def _block_sizes(total: int, tile: int, limit: int) -> Iterator[int]:
         yield min(tile, total)
 
 
-def _pack_a_slots(operand: Operand, rows: int) -> float:
-    """Slots to pack one element of A: short runs of rows if m is contiguous, else one element at a time."""
-    return _COLUMN_SLOTS / rows if operand.strides is not None and operand.contiguous == 0 else 1.0
+def _block_heights(contraction: Contraction, tile: _Tile, lanes: int, limit: int) -> Iterator[int]:
+    """Values of mc worth trying; where A is computed in vectors along m, those whose blocks start at whole vectors."""
+    m = max(1, contraction.m)
+    step = tile.rows
+    if _computed_along_m(contraction) and lcm(step, lanes) <= limit:
+        step = lcm(step, lanes)
+    return _block_sizes(m, step, limit)
+
+
+def _pack_a_slots(contraction: Contraction, tile: _Tile, lanes: int, mc: int) -> float:
+    """Slots to pack one element of A: vectors along m or k if it is computed, short runs of rows, or one by one."""
+    if contraction.a.strides is not None:
+        return _COLUMN_SLOTS / tile.rows if contraction.a.contiguous == 0 else 1.0
+    slots = _COMPUTE_SLOTS / lanes
+    if contraction.a.contiguous == 1:
+        return slots
+    # The last vector of a block is masked unless all blocks start at whole vectors.
+    partial = 2 * lanes if mc % lanes and mc < contraction.m else 0
+    return slots * (_round_up(mc, lanes) + partial) / mc
 
 
 def _pack_b_slots(operand: Operand, lanes: int) -> float:

@@ -67,7 +67,7 @@ def _operand(kernel: ContractionKernel, value: Value, axes: tuple[Variable, Vari
     for inner in all_values([value]):
         if isinstance(inner, Load):
             for position, axis in enumerate(axes):
-                runs[position] += lane_step(inner.index, VectorLoop(axis, lanes, axis is not kernel.rows)) == 1
+                runs[position] += lane_step(inner.index, VectorLoop(axis, lanes, True)) == 1
     return Operand(None, 0 if runs[0] > runs[1] else 1)
 
 
@@ -156,7 +156,11 @@ class _Callbacks:
     ) -> None:  # fmt: skip
         """Panel of A: element (i, p) goes to destination[i * a_panel[0] + p * a_panel[1]]."""
         kernel, (row_step, depth_step) = self.kernel, self.blocking.a_panel
-        in_rows = Axis(kernel.rows, row, rows, row_step)
+        # Blocks of rows start at multiples of mc.
+        whole_vectors = self.blocking.a_block and (
+            self.blocking.mc % self.lanes == 0 or self.blocking.mc >= self.contraction.m
+        )
+        in_rows = Axis(kernel.rows, row, rows, row_step, aligned=whole_vectors)
         in_depth = Axis(kernel.depth, column, columns, depth_step, aligned=True)
         slow, fast = (in_rows, in_depth) if depth_step == 1 else (in_depth, in_rows)
         PanelWriter(self._bound(builder, batch), kernel.element, kernel.left, self.lanes).rows(destination, slow, fast)

@@ -243,10 +243,13 @@ def test_any_split_of_the_chunks_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("contiguous", [0, 1])
-@pytest.mark.parametrize("target", [AVX512, AVX2, SCALAR], ids=["512 bits", "256 bits", "scalar"])
-def test_computed_operands_and_an_epilogue_fuse(target: VectorTarget, contiguous: int) -> None:
+@pytest.mark.parametrize("target", [AVX512, AVX2, SCALAR, TINY_CACHES], ids=["512 bits", "256 bits", "scalar", "tiny"])
+@pytest.mark.parametrize("sizes", [(21, 45, 33), (150, 37, 290), (2, 5, 3)], ids=str)
+def test_computed_operands_and_an_epilogue_fuse(
+    sizes: tuple[int, int, int], target: VectorTarget, contiguous: int
+) -> None:
     """A = 2 x + 1, B = a sliding window over a vector, C = max(sums + bias[n], 0) stored transposed."""
-    m, n, k = 21, 45, 33
+    m, n, k = sizes
     computed = Operand(fastest=contiguous)
     contraction = Contraction(2, m, n, k, "float32", computed, computed)
     blocking = plan(contraction, target)
@@ -316,6 +319,14 @@ def test_computed_operands_and_an_epilogue_fuse(target: VectorTarget, contiguous
     window = np.lib.stride_tricks.sliding_window_view(signal, n, axis=1)[:, :k]
     expected = np.maximum((2 * x + 1) @ window + bias, 0)
     np.testing.assert_array_equal(result, expected.transpose(0, 2, 1))
+
+
+def test_blocks_of_rows_computed_in_vectors_start_at_whole_vectors() -> None:
+    for m, n, k in ((512, 512, 128), (512, 10, 128), (1000, 70, 3000), (4096, 2, 40)):
+        contraction = Contraction(1, m, n, k, "float32", Operand(fastest=0), Operand((n, 1)))
+        blocking = plan(contraction, AVX512)
+        assert blocking.a_block and (blocking.mc == m or blocking.mc % AVX512.lanes("float32") == 0)
+        assert blocking.a_panel[0] == 1 and blocking.a_panel[1] >= blocking.mc
 
 
 def test_nan_and_infinity_reach_only_the_sums_they_belong_to() -> None:
