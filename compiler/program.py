@@ -75,6 +75,9 @@ class Program:
     inputs and then of the outputs that `results` lists as computed, and `workspace` to `arena_bytes` bytes followed by
     `scratch_bytes` for each thread, all aligned to 64 bytes.
 
+    `aliases` lists pairs (input, output) that may have one address: see `schedule/aliasing.py`. No other arrays
+    may overlap.
+
     `results[i]` says where output i of the graph is found: a computed output, or an input handed through.
     """
 
@@ -86,6 +89,7 @@ class Program:
     emit_entry: Callable[[Program, str], str]
     arena_bytes: int
     scratch_bytes: int
+    aliases: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:

@@ -164,6 +164,8 @@ class _Walk:
 def _replace(value: Any, tensors: Iterator[nx.Tensor]) -> Any:
     """`value` with its tensors replaced, taken from `tensors` in the order in which `_key` found them."""
     kind = type(value)
+    if kind in _ATOMS:
+        return value
     if kind is nx.Tensor or isinstance(value, np.ndarray):
         return next(tensors)
     if kind is types.FunctionType:

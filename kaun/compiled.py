@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kaun import execution, nx, ptree
 from kaun.compiler.ir import dtypes
 from kaun.compiler.ir.dtypes import DType
 from kaun.compiler.ir.rules import check_shape
-from kaun.compiler.pipeline import STAGES, Compilation
 from kaun.compiler.schedule.traffic import traffic_bytes
-from kaun.runtime import engine
 from kaun.runtime import target as targets
 from kaun.tracing import Function, Specialisation
+
+if TYPE_CHECKING:  # the compiler is loaded when something is compiled
+    from kaun.compiler.pipeline import Compilation
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,25 @@ class Stages(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         if name == "assembly":
+            from kaun.runtime import engine
+
             target = targets.host()
             modules = [*self._compilation.program.kernels, self._compilation.program.entry]
             return "\n".join(engine.assembly(m.emit(f"kernel_{i}"), target) for i, m in enumerate(modules))
-        if name not in STAGES:
+        if name not in self:
             raise KeyError(f"compiled.stages: got {name!r}, expected one of {', '.join(self)}")
         return self._compilation.stage(name)
 
+    def __contains__(self, name: object) -> bool:
+        return any(name == stage for stage in self)
+
     def __iter__(self) -> Iterator[str]:
+        from kaun.compiler.pipeline import STAGES
+
         return iter((*STAGES, "assembly"))
 
     def __len__(self) -> int:
-        return len(STAGES) + 1
+        return sum(1 for _ in self)
 
     def __repr__(self) -> str:
         return f"<stages {', '.join(self)}>"

@@ -7,16 +7,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from kaun import literals, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, key, ops, topological, unshared
-from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
+from kaun.runtime.buffers import Buffer, size_class, take
 from kaun.runtime.program import Executable
+
+if TYPE_CHECKING:
+    from kaun.compiler.pipeline import Compilation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,13 +54,35 @@ def placeholder(shape: tuple[int, ...], dtype: dtypes.DType) -> Node:
     return ops.input_(identity=next(_identities), dtype=dtype, shape=shape)
 
 
-class Storage:
-    """The numbers of a tensor: memory at `address` in C order, kept alive by `owner`, and never written to again."""
+class Result(NamedTuple):
+    """What a computed output is: its type, and how much memory it takes."""
 
-    __slots__ = ("_array", "address", "dtype", "owner", "shape")
+    dtype: dtypes.DType
+    shape: tuple[int, ...]
+    nbytes: int
+    size: int
+    """The size class of the memory."""
 
-    def __init__(self, address: int, dtype: dtypes.DType, shape: tuple[int, ...], owner: Any):
-        self.address, self.dtype, self.shape, self.owner = address, dtype, shape, owner
+    @classmethod
+    def of(cls, dtype: dtypes.DType, shape: tuple[int, ...], nbytes: int) -> Result:
+        return cls(dtype, shape, nbytes, size_class(nbytes))
+
+
+class Storage(Buffer):
+    """The numbers of a tensor, in C order. Nobody writes to them, but for a loop that owns them (see `ownership`).
+
+    Everything that can see the numbers, a NumPy array of them too, holds a reference to their storage.
+    """
+
+    __slots__ = ("_array", "dtype", "shape")
+
+    def __init__(self, result: Result):
+        """New memory, not initialised, for an output of a program."""
+        self._size = 0  # so that nothing is given back if the next line fails
+        self.dtype, self.shape, self.nbytes, size = result
+        self.address, self._memory = take(size)
+        self._size = size
+        self._owner = None
         self._array: Array | None = None
 
     @classmethod
@@ -66,17 +91,20 @@ class Storage:
         array = np.asarray(array)
         if not (array.flags.c_contiguous and array.flags.aligned):
             array = np.array(array, order="C")
-        storage = cls(array.ctypes.data, dtypes.of(array.dtype), array.shape, array)
-        storage._array = array.view()
-        storage._array.flags.writeable = False
+        storage = cls.__new__(cls)
+        storage._size, storage._memory, storage._owner = 0, None, array
+        storage.address, storage.nbytes = array.ctypes.data, array.nbytes
+        storage.dtype, storage.shape = dtypes.of(array.dtype), array.shape
+        shown = array.view()
+        shown.flags.writeable = False
+        storage._array = shown
         return storage
 
     @property
     def array(self) -> Array:
         """A read-only NumPy array of the memory."""
-        if self._array is None:
-            self._array = self.owner.view(self.dtype.numpy, self.shape, writable=False)
-        return self._array
+        # One made of our memory is not kept: it would hold the storage that holds it.
+        return self.view(self.dtype.numpy, self.shape, writable=False) if self._array is None else self._array
 
 
 def computed_leaf(storage: Storage) -> Node:
@@ -106,22 +134,31 @@ class CompiledGraph:
         self.executable = Executable(program, target)
         if stored is None:
             stored_programs.store(text, target, program)
-        self._outputs = [(array.dtype, array.shape) for array in program.outputs]
-        self._results = [(place.kind == "input", place.position) for place in program.results]
+        # The computed outputs, and where each result is found: an input handed through, or one of them.
+        self.outputs = [Result.of(output.dtype, output.shape, output.nbytes) for output in program.outputs]
+        self.results = [(place.kind == "input", place.position) for place in program.results]
+        donors = {output: given for given, output in program.aliases}
+        # The input whose memory a computed output may take, if there is one.
+        self.donors = [donors.get(number) for number in range(len(self.outputs))]
+        self._straight = self.results == [(False, number) for number in range(len(self.outputs))]
 
     @cached_property
     def compilation(self) -> Compilation:
         """The way from the graph to the program, to look at; not gone again where the program was found on disk."""
+        from kaun.compiler.pipeline import Compilation  # and with it the compiler, where something is compiled
+
         return Compilation(self._graph, vector_target(self._target))
 
-    def __call__(self, inputs: Sequence[Storage]) -> list[Storage]:
-        """The outputs for storages of the graph's input types."""
-        buffers = self.executable.run([storage.address for storage in inputs])
-        computed = [
-            Storage(buffer.address, dtype, shape, buffer)
-            for buffer, (dtype, shape) in zip(buffers, self._outputs, strict=True)
-        ]
-        return [inputs[position] if given else computed[position] for given, position in self._results]
+    def __call__(self, inputs: list[Storage]) -> list[Storage]:
+        """The results for storages of the graph's input types."""
+        outputs = [Storage(output) for output in self.outputs]
+        executable = self.executable
+        executable.start(executable.record([storage.address for storage in inputs + outputs]))
+        return outputs if self._straight else self.arranged(inputs, outputs)
+
+    def arranged(self, inputs: Sequence[Storage], outputs: Sequence[Storage]) -> list[Storage]:
+        """The results, of inputs and computed outputs."""
+        return [inputs[position] if given else outputs[position] for given, position in self.results]
 
 
 def compiled(graph: Graph, text: str | None = None) -> CompiledGraph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from kaun import execution, nx, ptree
@@ -23,6 +23,32 @@ class Specialisation(NamedTuple):
     # The numbers of tensors that the function used without being given them; they follow the arguments.
     captured: tuple[Storage, ...]
     rebuild: Callable[[list[nx.Tensor]], Any]
+
+    def run(self, inputs: list[Storage]) -> Any:
+        """The function's result for storages of the arguments' leaves and of what it captured."""
+        return self.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in self.compiled(inputs)])
+
+
+def known(leaves: Iterable[Any]) -> list[Storage] | None:
+    """The storages of leaves that are all tensors with values; None if one is not."""
+    storages = []
+    for leaf in leaves:
+        if type(leaf) is not nx.Tensor:
+            return None
+        node = leaf._node
+        if node.value is None or not (node.inputs or node.op is ops.input_):
+            return None
+        storages.append(node.value)
+    return storages
+
+
+def types_of(leaves: Iterable[Node | Storage]) -> tuple[Hashable, ...]:
+    """The dtypes and shapes, in a row."""
+    types: list[Hashable] = []
+    for leaf in leaves:
+        types.append(leaf.dtype)
+        types.append(leaf.shape)
+    return tuple(types)
 
 
 class Function:
@@ -44,6 +70,14 @@ class Function:
 
     def __call__(self, *trees: Any) -> Any:
         leaves, structure = _flatten(trees)
+        storages = known(leaves)
+        if storages is not None:
+            # Nearly every call: all arguments have values, and arguments like these were seen before.
+            key = (structure, types_of(storages))
+            special = self._specialisations.get(key)
+            if special is not None:
+                self._specialisations.move_to_end(key)
+                return special.run([*storages, *special.captured])
         nodes = [_node(leaf) for leaf in leaves]
         if execution.is_traced(nodes):
             return self.function(*structure([nx.Tensor(node) for node in nodes]))
@@ -51,9 +85,7 @@ class Function:
         special = self._specialise(structure, nodes)
         if special is None:
             return self.function(*structure([nx.Tensor(node) for node in nodes]))
-        storages = execution.realize(nodes)
-        outputs = special.compiled([*storages, *special.captured])
-        return special.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in outputs])
+        return special.run([*execution.realize(nodes), *special.captured])
 
     def specialise(self, *trees: Any) -> Specialisation:
         """The traced and compiled form for arguments like these.
@@ -67,7 +99,7 @@ class Function:
         return special
 
     def _specialise(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation | None:
-        key = (structure, tuple((node.dtype, node.shape) for node in nodes))
+        key = (structure, types_of(nodes))
         found = self._specialisations.get(key)
         if found is None:
             found = self._trace(structure, nodes)

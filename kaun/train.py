@@ -10,34 +10,33 @@ The random numbers of a step follow from the state alone, its key and its number
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from kaun import execution, nx, optim, ptree, tracing
 from kaun import layer as layers
-from kaun import nx, optim, ptree, tracing
 from kaun.closure import Captured, capture
-from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType, float32, int32
 from kaun.context import Context
 from kaun.described import block
+from kaun.execution import Storage, computed_leaf
 from kaun.finite import NotFiniteError as NotFiniteError
 from kaun.finite import broken_leaves, outputs_by_layer
-from kaun.gradients import value_and_grad
 from kaun.layer import Layer, Vars
 from kaun.nx import Tensor
 from kaun.optim import Transformation
-from kaun.optim.apply import host_rates, traced_step
+from kaun.optim.apply import host_rates
 from kaun.optim.control import finite, fold_in
+from kaun.ownership import Row
 from kaun.progress import Bar
-from kaun.ptree import Structure, Tree
+from kaun.ptree import Tree
+from kaun.training_step import PreparedStep, RowForm, StepFunction, forward, row_form, row_structure, traceable_step
 
 Loss = Callable[..., Tensor]
 
@@ -78,30 +77,35 @@ class State:
     step: Tensor
     rng: Tensor
 
-    # A state that a step returned holds its leaves in a row, which is what the next step takes; the fields above are
+    # A state that a step returned holds its numbers in a row, which is what the next step takes; the fields above are
     # made from them when something asks.
 
     @classmethod
-    def _of(cls, structure: Structure, row: ptree.Dict, dtype: DType, rng: Tensor) -> State:
+    def _of(cls, storages: list[Storage], form: RowForm, rng: Tensor) -> State:
         state = object.__new__(cls)
-        state.__dict__.update(_row=(structure, row, dtype), rng=rng)
+        state.__dict__.update(_row=(storages, form), rng=rng)
         return state
 
     def __getattr__(self, name: str) -> Any:
-        found = self.__dict__.get("_row")
-        if found is None or name not in ("vars", "opt_state", "step"):
+        row = self.__dict__.get("_row")
+        if row is None or name not in ("vars", "opt_state", "step"):
             raise AttributeError(f"'State' object has no attribute {name!r}")
-        structure, row, dtype = found
-        params, state, opt_state, step = structure(list(row.values()))
-        self.__dict__.update(vars=Vars(params, state, dtype), opt_state=opt_state, step=step)
+        storages, form = row
+        params, state, opt_state, step = form.tensors(storages)
+        self.__dict__.update(vars=Vars(params, state, form.dtype), opt_state=opt_state, step=step)
         return self.__dict__[name]
 
-    def _as_row(self) -> tuple[Structure, ptree.Dict, DType]:
-        """The structure and leaves of (parameters, state, optimizer state, steps made), and the variables' dtype."""
-        found: tuple[Structure, ptree.Dict, DType] | None = self.__dict__.get("_row")
+    def _as_row(self) -> tuple[list[Storage], RowForm] | None:
+        """The numbers in a row, and what they are; None if a tensor of the state is being traced and has none."""
+        found: tuple[list[Storage], RowForm] | None = self.__dict__.get("_row")
         if found is None:
             leaves, structure = ptree.flatten((self.vars.params, self.vars.state, self.opt_state, self.step))
-            found = self.__dict__["_row"] = (structure, _row_structure(structure)(leaves), self.vars.dtype)
+            nodes = [nx.asarray(leaf)._node for leaf in leaves]
+            if execution.is_traced(nodes):
+                return None
+            storages = execution.realize(nodes)
+            found = storages, row_form(structure, self.vars.dtype, tracing.types_of(storages))
+            self.__dict__["_row"] = found
         return found
 
     def __repr__(self) -> str:
@@ -120,19 +124,6 @@ class State:
         entries = ptree.as_tree(tree)
         variables = Vars(entries["params"], entries["state"], self.vars.dtype)
         return State(variables, entries["optimizer"], entries["step"], entries["rng"])
-
-
-@functools.lru_cache(maxsize=256)
-def _row_structure(structure: Structure) -> Structure:
-    """The structure of a Dict of all leaves of such a state, whose keys are the names of a step's inputs."""
-    parts = ("params", "state", "optimizer", "step")
-    names = []
-    for path in structure.paths:
-        part, *steps = path.split(".")
-        names.append("/".join((parts[int(part)], *steps)))
-    if len(set(names)) < len(names):  # a name with a slash in it
-        names = [f"{number}/{name}" for number, name in enumerate(names)]
-    return ptree.structure(ptree.Dict({name: np.zeros(()) for name in names}))
 
 
 def make(*, model: Layer, optimizer: Transformation) -> Trainer:
@@ -198,85 +189,81 @@ def _check_loss(function: str, loss: object) -> None:
 
 
 def _step(
+    trainer: Trainer, st: State, x: Any, targets: tuple[Any, ...], loss: Loss, training: bool, ctx: Context | None
+) -> tuple[Tensor, State]:
+    """One step with `loss(output, *targets)`."""
+    row = st._as_row()
+    prepared = None if row is None else _prepared(trainer, *row, st.rng, lambda: st, x, targets, loss, training, ctx)
+    if row is None or prepared is None:
+        return _part_of_a_trace(trainer, st, x, targets, loss, training, ctx)
+    found, others = prepared
+    value, *after = found.special.compiled(row[0] + others)
+    return Tensor(computed_leaf(value)), State._of(after, found.after, st.rng)
+
+
+def _prepared(
     trainer: Trainer,
-    st: State,
+    row: list[Storage],
+    form: RowForm,
+    rng: Tensor,
+    state: Callable[[], State],
     x: Any,
     targets: tuple[Any, ...],
     loss: Loss,
     training: bool,
     ctx: Context | None,
-) -> tuple[Tensor, State]:
-    """One step with `loss(output, *targets)`."""
+) -> tuple[PreparedStep, list[Storage]] | None:
+    """The compiled step for inputs like these, and those of its inputs that follow the row.
+
+    None if it uses what is being traced, and has to become a part of the function that is.
+    """
     captured = capture(loss)
-    structure, row, dtype = st._as_row()
-    compiled = _compiled_step(trainer, captured, training, dtype, structure)
+    rates = host_rates(trainer.optimizer, state().opt_state) if trainer.optimizer.rate_count else ()
+    trees = (rng, rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors)
+    leaves, structure = _leaves(trees)
+    others = tracing.known(leaves)
+    if others is None:
+        nodes = [leaf._node for leaf in leaves]
+        if execution.is_traced(nodes):
+            return None
+        others = execution.realize(nodes)
+    compiled = _compiled_step(trainer, captured, training, form)
+    found = compiled.prepared(row, form, structure, tracing.types_of(others), trees)
+    return None if found is None else (found, others + found.captured)
+
+
+def _leaves(trees: tuple[Any, ...]) -> tuple[list[Any], Hashable]:
+    """The leaves of a step's inputs, and something that is equal for inputs of one structure."""
+    rng, rates, x, targets, context, tensors = trees
+    if type(x) is Tensor and not context and all([type(target) is Tensor for target in targets]):  # nearly every step
+        return [rng, *rates, x, *targets, *tensors], (len(rates), len(targets), len(tensors))
+    return ptree.flatten(trees)
+
+
+def _part_of_a_trace(
+    trainer: Trainer, st: State, x: Any, targets: tuple[Any, ...], loss: Loss, training: bool, ctx: Context | None
+) -> tuple[Tensor, State]:
+    """A step as a part of a function that is being traced."""
+    captured = capture(loss)
+    leaves, structure = ptree.flatten((st.vars.params, st.vars.state, st.opt_state, st.step))
     rates = host_rates(trainer.optimizer, st.opt_state) if trainer.optimizer.rate_count else ()
-    value, new_row = compiled(
-        row, st.rng, rates, _as_input(x), _as_input(targets), _context_tree(ctx), captured.tensors
-    )
-    return value, State._of(structure, new_row, dtype, st.rng)
+    value, after = traceable_step(trainer, captured, training, st.vars.dtype, structure)(
+        row_structure(structure)(leaves), st.rng, rates, _as_input(x), _as_input(targets), _context_tree(ctx),
+        captured.tensors,
+    )  # fmt: skip
+    params, state, opt_state, step = structure(list(after.values()))
+    return value, State(Vars(params, state, st.vars.dtype), opt_state, step, st.rng)
 
 
-def _compiled_step(
-    trainer: Trainer, captured: Captured, training: bool, dtype: DType, structure: Structure
-) -> tracing.Function:
-    def make() -> tracing.Function:
-        return tracing.Function(_traceable_step(trainer, captured, training, dtype, structure))
+def _compiled_step(trainer: Trainer, captured: Captured, training: bool, form: RowForm) -> StepFunction:
+    def make() -> StepFunction:
+        return StepFunction(traceable_step(trainer, captured, training, form.dtype, form.structure))
 
     if captured.key is None:
         return make()  # traced anew; the program, being equal, is not compiled anew
-    return trainer._remembered(("step", training, dtype, structure, captured.key), make)
-
-
-def _traceable_step(
-    trainer: Trainer, captured: Captured, training: bool, dtype: DType, structure: Structure
-) -> Callable[..., Any]:
-    """The step as a function of the leaves of a state, in a row, and of trees."""
-    row_structure = _row_structure(structure)
-
-    def traceable(
-        row: ptree.Dict,
-        rng: Tensor,
-        rates: tuple[Tensor, ...],
-        x: Any,
-        targets: tuple[Any, ...],
-        context: ptree.Dict,
-        tensors: tuple[Tensor, ...],
-    ) -> tuple[Tensor, ptree.Dict]:
-        before = params, state, opt_state, counter = structure(row.values())
-        loss = captured.rebind(tensors)
-
-        def objective(params: Tree) -> tuple[Tensor, Tree]:
-            output, after = _forward(trainer, Vars(params, state, dtype), x, training, context)
-            return _scalar(loss(output, *targets)), after.state
-
-        with nx.rng.with_key(fold_in(rng, counter)):
-            (value, new_state), grads = value_and_grad(objective, has_aux=True)(params)
-        with source.phase("update"):
-            updates, new_opt_state = traced_step(trainer.optimizer, opt_state, params, grads, rates)
-            new_params = optim.apply_updates(params, updates)
-        after = new_params, new_state, new_opt_state, counter + 1
-        found = ptree.difference(structure, ptree.structure(after))
-        if found is not None:
-            raise ValueError(f"train.step: the states before and after the step differ at {found}")
-        return value, row_structure(ptree.leaves(ptree.map2(lambda _, new: new, before, after)))
-
-    return traceable
-
-
-def _forward(trainer: Trainer, variables: Vars, x: Any, training: bool, context: ptree.Dict) -> tuple[Any, Vars]:
-    """The model applied in a function being traced."""
-    return layers.apply(trainer.model, variables, x, training=training, ctx=Context(context) if context else None)
-
-
-def _scalar(value: Any) -> Tensor:
-    tensor = nx.asarray(value)
-    if tensor.shape != () or not tensor.dtype.is_float:
-        raise ValueError(
-            f"train.step: got a loss of {tensor.dtype}{list(tensor.shape)}, expected a float scalar; "
-            "take its mean or sum"
-        )
-    return tensor
+    found = trainer._remembered(("step", training, form.dtype, form.structure, captured.key), make)
+    assert isinstance(found, StepFunction)
+    return found
 
 
 def _as_input(x: Any) -> Any:
@@ -327,28 +314,74 @@ def fit(
     if loss is not None:
         _check_loss("fit", loss)
     number = 0
-    # Each state but the first belongs to this loop, which may reuse its memory unless `report` was shown it.
+    loop = _Loop(trainer, st, ctx)
+    del st  # If nobody else has it either, its memory is the loop's from the first step on.
     with Bar(_length(data)) if progress else nullcontext() as bar:
         try:
             for number, element in enumerate(data, 1):
                 x, targets, element_loss = _element(number, element, loss)
-                before = st if check_finite else None
-                value, st = _step(trainer, st, x, targets, element_loss, True, ctx)
+                before = loop.state() if check_finite else None
+                value = loop.step(x, targets, element_loss)
                 if before is not None and not math.isfinite(float(value)):
                     raise _not_finite(trainer, before, number, float(value), x, targets, element_loss, ctx)
                 if bar is not None:
                     bar.advance(value)
                 if report is not None:
-                    report(step=number, loss=float(value), state=st)
+                    report(step=number, loss=float(value), state=loop.state())
         except (EarlyStop, KeyboardInterrupt):
-            return st
+            return loop.state()
     if number == 0:
         warnings.warn(
             "train.fit: the data gave no element, so nothing was trained; a pipeline is passed through once: call "
             "data.reset() before the next epoch",
             stacklevel=2,
         )
-    return st
+    return loop.state()
+
+
+class _Loop:
+    """A state that steps pass on to each other, in place where nobody else sees it."""
+
+    def __init__(self, trainer: Trainer, st: State, ctx: Context | None):
+        self._trainer, self._rng, self._ctx = trainer, st.rng, ctx
+        self._row: Row[RowForm] | None = None
+        self._given: State | None = st
+        self._shown: weakref.ref[State] | None = None
+
+    def state(self) -> State:
+        """The state after the last whole step. While somebody keeps it, no step changes what is in it."""
+        if self._row is None:
+            assert self._given is not None
+            return self._given
+        state = None if self._shown is None else self._shown()
+        if state is None:
+            storages, form = self._row.current()
+            state = State._of(list(storages), form, self._rng)
+            self._shown = weakref.ref(state)
+        return state
+
+    def step(self, x: Any, targets: tuple[Any, ...], loss: Loss) -> Tensor:
+        """The loss of one more step."""
+        row = self._row
+        if row is None:
+            assert self._given is not None
+            found = self._given._as_row()
+            if found is None:
+                return self._traced_step(x, targets, loss)
+            row = Row(list(found[0]), found[1])
+            del found
+        prepared = _prepared(self._trainer, *row.current(), self._rng, self.state, x, targets, loss, True, self._ctx)
+        if prepared is None:
+            return self._traced_step(x, targets, loss)
+        self._row, self._given, self._shown = row, None, None
+        step, others = prepared
+        (value,) = row.run(step.special.compiled, others, step.after)
+        return Tensor(computed_leaf(value))
+
+    def _traced_step(self, x: Any, targets: tuple[Any, ...], loss: Loss) -> Tensor:
+        value, self._given = _part_of_a_trace(self._trainer, self.state(), x, targets, loss, True, self._ctx)
+        self._row = None
+        return value
 
 
 def _not_finite(
@@ -370,7 +403,7 @@ def _not_finite(
         params: Tree, state: Tree, counter: Tensor, rng: Tensor, x: Any, targets: Any, context: ptree.Dict, tensors: Any
     ) -> tuple[Tensor, ...]:
         with nx.rng.with_key(fold_in(rng, counter)):
-            output, _ = _forward(trainer, Vars(params, state, dtype), x, True, context)
+            output, _ = forward(trainer, Vars(params, state, dtype), x, True, context)
             captured.rebind(tensors)(output, *targets)
         handed = outputs_by_layer(ptree.leaves(output))
         paths.extend(path for path, _ in handed)
@@ -431,7 +464,7 @@ def predict(trainer: Trainer, st: State, x: Any, *, ctx: Context | None = None) 
     dtype = st.vars.dtype
 
     def traceable(params: Tree, state: Tree, x: Any, context: ptree.Dict) -> Any:
-        return _forward(trainer, Vars(params, state, dtype), x, False, context)[0]
+        return forward(trainer, Vars(params, state, dtype), x, False, context)[0]
 
     compiled = trainer._remembered(("predict", dtype), lambda: tracing.Function(traceable))
     return compiled(st.vars.params, st.vars.state, _as_input(x), _context_tree(ctx))

@@ -6,12 +6,12 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "Buffer", "from_numpy", "retained_bytes", "trim"]
+__all__ = ["ALIGNMENT", "Buffer", "from_numpy", "give_back", "retained_bytes", "size_class", "take", "trim"]
 
 # One cache line, and the widest vector: kernels may use aligned vector loads at offset zero.
 ALIGNMENT = 64
@@ -24,6 +24,9 @@ HUGE_PAGE = 2 << 20
 # Free blocks of one size kept for reuse when they are small: up to this many bytes, but a few at least.
 SMALL_RETAINED = 2 << 20
 FEW_BLOCKS = 8
+
+
+Block: TypeAlias = tuple[int, Any]
 
 
 class Buffer:
@@ -45,16 +48,16 @@ class Buffer:
 
     def __init__(self, nbytes: int) -> None:
         self._size = 0  # so that __del__ has nothing to return if a later line fails
-        size = _size_class(nbytes)
-        blocks = _free.get(size)
-        try:
-            # Taking from a list is one step for other threads; looking first would be two.
-            self.address, self._memory = blocks.pop() if blocks else _allocate(size)
-        except IndexError:
-            self.address, self._memory = _allocate(size)
+        size = size_class(nbytes)
+        self.address, self._memory = take(size)
         self._size = size
         self._owner = None
         self.nbytes = nbytes
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the memory was allocated here, so that only what refers to the buffer can see it."""
+        return self._size != 0
 
     def view(self, dtype: npt.DTypeLike, shape: Sequence[int], *, writable: bool = True) -> npt.NDArray[Any]:
         """The first bytes as a C-contiguous array of `dtype` and `shape`, which keeps the buffer alive.
@@ -79,7 +82,7 @@ class Buffer:
         size = self._size
         if size and _free is not None:  # module globals are None while the interpreter ends
             self._size = 0
-            _release(size, (self.address, self._memory))
+            give_back(size, (self.address, self._memory))
 
     def __repr__(self) -> str:
         return f"Buffer({self.nbytes} bytes at {self.address:#x})"
@@ -105,6 +108,36 @@ def from_numpy(array: npt.NDArray[Any], *, alignment: int | None = None) -> Buff
     return copy
 
 
+def take(size: int) -> Block:
+    """A block of a size class: its aligned address, and the object that owns the memory."""
+    blocks = _free.get(size)
+    try:
+        # Taking from a list is one step for other threads; looking first would be two.
+        return blocks.pop() if blocks else _allocate(size)
+    except IndexError:
+        return _allocate(size)
+
+
+def give_back(size: int, block: Block) -> None:
+    """Keep a block that nobody uses any more for reuse, unless enough of its kind are kept already."""
+    blocks = _free.setdefault(size, [])
+    if size < MAPPED_BYTES:
+        if len(blocks) < FEW_BLOCKS or len(blocks) * size < SMALL_RETAINED:
+            blocks.append(block)
+    elif size + retained_bytes() <= _large_limit:
+        blocks.append(block)
+
+
+def size_class(nbytes: int) -> int:
+    """The size to allocate for a request: eight classes per power of two, so at most an eighth is wasted."""
+    if nbytes < 0:
+        raise ValueError(f"buffers.Buffer: got a size of {nbytes} bytes, expected zero or more")
+    if nbytes <= ALIGNMENT:
+        return ALIGNMENT
+    quantum = max(ALIGNMENT, 1 << max(0, (nbytes - 1).bit_length() - 4))
+    return (nbytes + quantum - 1) & -quantum
+
+
 def retained_bytes() -> int:
     """Bytes in free lists, held for reuse."""
     return sum(size * len(blocks) for size, blocks in list(_free.items()))
@@ -128,7 +161,7 @@ class _Window:
 
 # Free blocks by size class. Appending to and popping from a list need no lock; a lock would deadlock when
 # the collector runs a buffer's __del__ while its own thread holds it.
-_free: dict[int, list[tuple[int, Any]]] = {}
+_free: dict[int, list[Block]] = {}
 
 
 def _physical_memory() -> int:
@@ -149,18 +182,7 @@ def _retained_limit() -> int:
 _large_limit = _retained_limit()
 
 
-def _size_class(nbytes: int) -> int:
-    """The size to allocate for a request: eight classes per power of two, so at most an eighth is wasted."""
-    if nbytes < 0:
-        raise ValueError(f"buffers.Buffer: got a size of {nbytes} bytes, expected zero or more")
-    if nbytes <= ALIGNMENT:
-        return ALIGNMENT
-    quantum = max(ALIGNMENT, 1 << max(0, (nbytes - 1).bit_length() - 4))
-    return (nbytes + quantum - 1) & -quantum
-
-
-def _allocate(size: int) -> tuple[int, Any]:
-    """A new block: its aligned address, and the object that owns the memory."""
+def _allocate(size: int) -> Block:
     try:
         return _map_pages(size) if size >= MAPPED_BYTES else _from_heap(size)
     except (MemoryError, OSError, OverflowError, ValueError) as error:
@@ -171,12 +193,12 @@ def _allocate(size: int) -> tuple[int, Any]:
         raise MemoryError(f"buffers.Buffer: the system refused {size} bytes ({error})") from error
 
 
-def _from_heap(size: int) -> tuple[int, Any]:
+def _from_heap(size: int) -> Block:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     return -(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT, memory
 
 
-def _map_pages(size: int) -> tuple[int, Any]:
+def _map_pages(size: int) -> Block:
     huge = size >= 2 * HUGE_PAGE
     pages = mmap.mmap(-1, size + (HUGE_PAGE if huge else 0), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -192,16 +214,6 @@ def _advise(pages: mmap.mmap) -> None:
         pages.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
         return  # advice only: a kernel built without huge pages refuses it
-
-
-def _release(size: int, block: tuple[int, Any]) -> None:
-    """Keep a block for reuse, unless enough of its kind are kept already."""
-    blocks = _free.setdefault(size, [])
-    if size < MAPPED_BYTES:
-        if len(blocks) < FEW_BLOCKS or len(blocks) * size < SMALL_RETAINED:
-            blocks.append(block)
-    elif size + retained_bytes() <= _large_limit:
-        blocks.append(block)
 
 
 def _borrow(owner: object, address: int, nbytes: int) -> Buffer:

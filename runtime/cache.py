@@ -33,8 +33,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
-import platformdirs
-from kaun.runtime import engine
 from kaun.runtime.target import Target, usable_cores
 
 __all__ = [
@@ -130,7 +128,7 @@ class KernelCache:
         if os.environ.get("KAUN_CACHE", "1").strip().lower() in ("0", "false", "no", "off"):
             return cls(None)
         chosen = os.environ.get("KAUN_CACHE_DIR", "").strip()
-        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("kaun")
+        folder = Path(chosen).expanduser() if chosen else _user_folder()
         return cls(folder, _parse_size(os.environ.get("KAUN_CACHE_SIZE", "")))
 
     @property
@@ -361,6 +359,8 @@ class _Entry:
 
 def kernel_key(text_key: str, target: Target, level: int = 2) -> str:
     """The key of a kernel: 64 hexadecimal digits; see the top of this file."""
+    from kaun.runtime import engine
+
     digest = hashlib.sha256()
     for part in (text_key, target.key, str(level), compiler_version(), engine.version()):
         encoded = part.encode()
@@ -460,6 +460,8 @@ def _make(wanted: Sequence[tuple[str, KernelRequest]], target: Target, cache: Ke
 
 
 def _compile(key: str, request: KernelRequest, text: str, target: Target, cache: KernelCache) -> int:
+    from kaun.runtime import engine  # where LLVM is loaded, which takes longer than many a program
+
     code = engine.compile_module(text, target, request.level)
     address = engine.load(code, [request.name])[request.name]
     cache.store(key, request.name.encode() + b"\0" + code)
@@ -469,6 +471,8 @@ def _compile(key: str, request: KernelRequest, text: str, target: Target, cache:
 
 def _load_stored(key: str, cache: KernelCache) -> int | None:
     """The address of a kernel from disk; None, with the entry deleted, when it does not link."""
+    from kaun.runtime import engine
+
     payload = cache.lookup(key)
     if payload is None:
         return None
@@ -497,6 +501,12 @@ def _unpack(key: str, content: bytes) -> bytes | None:
     payload = content[HEADER.size :]
     intact = (magic, form, zero, length) == (MAGIC, FORMAT, 0, len(payload)) and checksum == _checksum(key, payload)
     return payload if intact else None
+
+
+def _user_folder() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("kaun")
 
 
 def _parse_size(text: str) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 
 from kaun.compiler.program import Program
 from kaun.runtime import threads
-from kaun.runtime.buffers import Buffer
+from kaun.runtime.buffers import Buffer, give_back, size_class, take
 from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.target import Target
 
-_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+# The word of a record that is 1 once its program has run.
+DONE = 4
 
 
 class Executable:
@@ -29,21 +31,41 @@ class Executable:
         self.kernel_addresses = tuple(addresses)
         self._table = (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
         self._table_address = ctypes.addressof(self._table)
-        self._entry = _ENTRY(entry_address)
-        self._arguments_type = ctypes.c_void_p * max(1, len(program.inputs) + len(program.outputs))
-        self._output_bytes = [array.nbytes for array in program.outputs]
+        self._entry_address = entry_address
+        self._workspaces: dict[int, int] = {}
 
     def run(self, inputs: Sequence[int]) -> list[Buffer]:
         """The computed outputs, new each time, for inputs at these addresses (C order, of the program's types)."""
-        outputs = [Buffer(size) for size in self._output_bytes]
-        if not self.program.calls:
-            return outputs
-        arguments = self._arguments_type(*inputs, *(buffer.address for buffer in outputs))
-        pool = threads.pool()
-        # Freed when this call returns, and found again by the next: the allocator keeps it at hand.
-        workspace = Buffer(self.program.arena_bytes + pool.threads * self.program.scratch_bytes)
-        self._entry(ctypes.addressof(arguments), self._table_address, pool.address, workspace.address)
+        outputs = [Buffer(output.nbytes) for output in self.program.outputs]
+        self.start(self.record([*inputs, *(buffer.address for buffer in outputs)]))
         return outputs
+
+    def record(self, arguments: Sequence[int]) -> array[int]:
+        """What `start` takes, for inputs and then outputs at these addresses.
+
+        An output may have the address of an input that the program's `aliases` pair it with, and of no other.
+        """
+        return array("Q", (self._entry_address, self._table_address, 0, 0, 0, *arguments))
+
+    def start(self, record: array[int]) -> None:
+        """Run the program once. `record[DONE]` is 1 from the moment on at which all outputs are written.
+
+        Whoever is interrupted (Ctrl-C) can tell so whether the program ran: it does as a whole or not at all.
+        """
+        if not self.program.calls:
+            record[DONE] = 1
+            return
+        pool = threads.pool()
+        size = self._workspaces.get(pool.threads) or self._workspace(pool.threads)
+        # Back on the free list when the call returns, and found again by the next.
+        block = take(size)
+        record[2], record[3] = pool.address, block[0]
+        pool.run(record.buffer_info()[0])
+        give_back(size, block)
+
+    def _workspace(self, workers: int) -> int:
+        size = self._workspaces[workers] = size_class(self.program.arena_bytes + workers * self.program.scratch_bytes)
+        return size
 
 
 def _symbol(text: str) -> str:

@@ -11,8 +11,6 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import llvmlite.binding as llvm
-
 __all__ = ["Target", "function_attributes", "host", "usable_cores", "with_vector_bits"]
 
 KIB = 1024
@@ -154,6 +152,8 @@ def usable_cores() -> int:
 
 @functools.cache
 def _detected() -> Target:
+    import llvmlite.binding as llvm  # 60 ms: whoever only imports the package does not pay them
+
     triple = llvm.get_process_triple()
     features = dict(llvm.get_host_cpu_features())
     cpu = llvm.get_host_cpu_name()

@@ -42,7 +42,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.target import Target, host, usable_cores
@@ -80,12 +80,14 @@ class Pool:
         which calls `void kernel(ptr buffers, i64 begin, i64 end, ptr scratch)` until the chunks
         [0, count) are done. Worker w gets `scratch + w * scratch_stride`; w < `threads`. If the stride is 8 or more,
         the first 8 bytes of a worker's scratch are zero at its first call, later what its last call left there.
+    run: calls `void entry(ptr arguments, ptr kernels, ptr pool, ptr workspace)` as the record at an address says, in
+        words of 8 bytes: entry, kernels, pool, workspace, what becomes 1 once the entry is back, and the arguments.
 
     Several Python threads may use one pool: the first gets the workers, the others run their loops
     alone, as worker 0 of their own scratch. A kernel must not itself start a parallel loop.
     """
 
-    __slots__ = ("_functions", "address", "parallel_for_address", "threads")
+    __slots__ = ("_functions", "address", "parallel_for_address", "run", "threads")
 
     def __init__(self, threads: int, target: Target | None = None) -> None:
         if not 1 <= threads <= MOST_THREADS:
@@ -100,6 +102,7 @@ class Pool:
         self.address: int = address
         self.threads: int = ctypes.c_int64.from_address(address + 8).value
         self.parallel_for_address: int = self._functions.parallel_for_address
+        self.run: Callable[[int], None] = self._functions.run
 
     def parallel_for(self, kernel: int, buffers: int, count: int, scratch: int = 0, scratch_stride: int = 0) -> None:
         """Run the chunks [0, count) of the kernel at address `kernel`; the other arguments as above."""
@@ -187,12 +190,13 @@ class _Functions:
         text = pool_module(target.architecture)
         request = KernelRequest("kaun_pool_functions", text, lambda: text)
         (table,) = compile_kernels([request], target)
-        create, parallel_for, destroy, spin = (ctypes.c_uint64 * 4).from_address(table)
+        create, parallel_for, destroy, spin, run = (ctypes.c_uint64 * 5).from_address(table)
         size, pointer = ctypes.c_int64, ctypes.c_void_p
         self.parallel_for_address = int(parallel_for)
         self.create = ctypes.CFUNCTYPE(pointer, size, size)(create)
         self.destroy = ctypes.CFUNCTYPE(None, pointer)(destroy)
         self.spin = ctypes.CFUNCTYPE(None, size)(spin)
+        self.run = ctypes.CFUNCTYPE(None, pointer)(run)
         self.parallel_for = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, size, pointer, size)(parallel_for)
 
     def iterations(self, seconds: float) -> int:
@@ -222,7 +226,7 @@ def _signals_blocked() -> Iterator[None]:
 def pool_module(architecture: str) -> str:
     """The pool as LLVM IR text; the top of this file explains it."""
     declare_pause, pause = _PAUSE.get(architecture, ("", ""))
-    module = "\n".join((_DECLARATIONS, declare_pause, _RUN_CHUNKS, _PARALLEL_FOR, _WORKER, _CREATE, _DESTROY))
+    module = "\n".join((_DECLARATIONS, declare_pause, _RUN, _RUN_CHUNKS, _PARALLEL_FOR, _WORKER, _CREATE, _DESTROY))
     constants = {
         "$OPEN": OPEN,
         "$CLOSED_MASK": ~OPEN,
@@ -267,7 +271,7 @@ declare i32 @pthread_cond_broadcast(ptr)
 declare i64 @llvm.smin.i64(i64, i64)
 declare i64 @llvm.smax.i64(i64, i64)
 
-@kaun_pool_functions = constant [4 x ptr] [ptr @create, ptr @kaun_parallel_for, ptr @destroy, ptr @spin]
+@kaun_pool_functions = constant [5 x ptr] [ptr @create, ptr @kaun_parallel_for, ptr @destroy, ptr @spin, ptr @run]
 
 define internal void @spin(i64 %iterations) nounwind {
 entry:
@@ -279,6 +283,25 @@ loop:
   %more = icmp slt i64 %next, %iterations
   br i1 %more, label %loop, label %done
 done:
+  ret void
+}
+"""
+
+_RUN = """
+; Call the entry of a program with what a record holds, and write into the record that it came back.
+define internal void @run(ptr %record) nounwind {
+entry:
+  %kernels.p = getelementptr ptr, ptr %record, i64 1
+  %pool.p = getelementptr ptr, ptr %record, i64 2
+  %workspace.p = getelementptr ptr, ptr %record, i64 3
+  %done.p = getelementptr i64, ptr %record, i64 4
+  %arguments = getelementptr ptr, ptr %record, i64 5
+  %function = load ptr, ptr %record, align 8
+  %kernels = load ptr, ptr %kernels.p, align 8
+  %pool = load ptr, ptr %pool.p, align 8
+  %workspace = load ptr, ptr %workspace.p, align 8
+  call void %function(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace)
+  store i64 1, ptr %done.p, align 8
   ret void
 }
 """

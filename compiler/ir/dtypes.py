@@ -9,9 +9,12 @@ import ml_dtypes
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
-    """An element type. `kind` is one of "bool", "signed", "unsigned", "float"; `bits` is its size in memory."""
+    """An element type, each one object, so that comparing two costs nothing.
+
+    `kind` is one of "bool", "signed", "unsigned", "float"; `bits` is its size in memory.
+    """
 
     name: str
     kind: str
@@ -43,6 +46,15 @@ class DType:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and unpickled types are the one object again.
+        return _named, (self.name,)
+
+
+
+def _named(name: str) -> DType:
+    return BY_NAME[name]
 
 
 bool_ = DType("bool", "bool", 8)

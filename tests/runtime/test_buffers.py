@@ -46,12 +46,12 @@ def test_live_buffers_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize("nbytes", [1, 100, 4096, 1 << 20, 3 << 20])
-def test_size_classes_hold_the_request_and_waste_little(nbytes: int) -> None:
+def testsize_classes_hold_the_request_and_waste_little(nbytes: int) -> None:
     for size in range(nbytes, nbytes + 300):
-        chosen = buffers._size_class(size)
+        chosen = buffers.size_class(size)
         assert chosen >= size and chosen % ALIGNMENT == 0
         assert chosen - size <= max(ALIGNMENT, size // 8)
-        assert buffers._size_class(chosen) == chosen
+        assert buffers.size_class(chosen) == chosen
 
 
 def test_memory_is_reused_after_the_last_reference() -> None:
@@ -59,7 +59,7 @@ def test_memory_is_reused_after_the_last_reference() -> None:
     address = buffer.address
     assert buffers.retained_bytes() == 0
     del buffer
-    assert buffers.retained_bytes() == buffers._size_class(5000)
+    assert buffers.retained_bytes() == buffers.size_class(5000)
     assert Buffer(4990).address == address
 
 
@@ -245,4 +245,4 @@ def test_buffers_in_reference_cycles_come_back() -> None:
     holder.me, holder.buffer = holder, Buffer(2000)
     del holder
     gc.collect()
-    assert buffers.retained_bytes() == buffers._size_class(2000)
+    assert buffers.retained_bytes() == buffers.size_class(2000)
