@@ -108,6 +108,9 @@ class State:
             self.__dict__["_row"] = found
         return found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return State, (self.vars, self.opt_state, self.step, self.rng)
+
     def __repr__(self) -> str:
         step = repr(self.step) if nx.is_traced(self.step) else self.step.item()
         parts = [f"vars={self.vars!r}", f"opt_state={ptree.text(self.opt_state)}", f"step={step}"]

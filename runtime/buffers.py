@@ -84,6 +84,9 @@ class Buffer:
             self._size = 0
             give_back(size, (self.address, self._memory))
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"buffers.Buffer: got {self!r} to copy or pickle, expected an array that `view` made of it")
+
     def __repr__(self) -> str:
         return f"Buffer({self.nbytes} bytes at {self.address:#x})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import signal
@@ -331,8 +332,9 @@ def test_a_state_that_a_step_returned_has_all_its_fields():
     assert st.vars.params[0]["weight"].shape == (3, 2) and int(st.opt_state[0].step) == 1 and "vars=" in repr(st)
     with pytest.raises(AttributeError, match="no attribute 'params'"):
         st.params  # noqa: B018
-    again, copied = (train.step(trainer, s, X, loss=cross_entropy(nx.asarray(Y)))[1] for s in (st, pickled(st)))
-    assert same_values(again, copied)
+    copies = (st, pickled(st), copy.copy(st), copy.deepcopy(st))
+    again, *others = (train.step(trainer, s, X, loss=cross_entropy(nx.asarray(Y)))[1] for s in copies)
+    assert all(same_values(again, other) for other in others)
 
 
 def pickled(st):

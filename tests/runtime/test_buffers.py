@@ -1,7 +1,9 @@
 """Buffers are aligned, alive as long as anyone looks, and recycled only then."""
 
+import copy
 import gc
 import itertools
+import pickle
 import random
 import threading
 import weakref
@@ -246,3 +248,10 @@ def test_buffers_in_reference_cycles_come_back() -> None:
     del holder
     gc.collect()
     assert buffers.retained_bytes() == buffers.size_class(2000)
+
+
+def test_buffers_cannot_be_copied_or_pickled() -> None:
+    # A copy would own the same memory, and free it a second time.
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="to copy or pickle"):
+            attempt(Buffer(100))
