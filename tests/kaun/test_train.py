@@ -350,8 +350,8 @@ def test_states_given_and_shown_stay_valid():
         trainer, st, [(X, Y)] * 5, loss=loss.cross_entropy_sparse,
         report=lambda step, loss, state: shown.append((state, ptree.map(lambda t: t.numpy().copy(), state.to_tree()))),
     )  # fmt: skip
-    for state, copy in [(st, before), *shown]:
-        for leaf, value in zip(ptree.leaves(state.to_tree()), ptree.leaves(copy), strict=True):
+    for state, values in [(st, before), *shown]:
+        for leaf, value in zip(ptree.leaves(state.to_tree()), ptree.leaves(values), strict=True):
             np.testing.assert_array_equal(leaf.numpy(), value)
 
 
