@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from kaun.runtime import program
+from kaun.runtime import threads
 from kaun.runtime.cache import default_cache
 
 import kaun as kn
@@ -72,20 +72,16 @@ class Calls:
 
 @contextlib.contextmanager
 def native_calls(monkeypatch):
-    """Counts the calls of the entry functions of all programs made inside, none of which existed before."""
-    calls, native = Calls(), program._ENTRY
+    """Counts the calls of programs' entry functions made inside; what was compiled before is compiled anew."""
+    calls, pool = Calls(), threads.pool()
+    native = pool.run
 
-    def counted(address):
-        entry = native(address)
-
-        def call(*arguments):
-            calls.count += 1
-            entry(*arguments)
-
-        return call
+    def counted(record):
+        calls.count += 1
+        native(record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(program, "_ENTRY", counted)
+        patch.setattr(pool, "run", counted)
         patch.setattr(execution, "_programs", OrderedDict())
         yield calls
 
