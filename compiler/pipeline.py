@@ -168,6 +168,7 @@ class Compilation:
         """Every launch, with what it waits for, and its kernels."""
         lines = []
         written: dict[Node, int] = {}
+        makers: dict[Node, int] = {}
         remaining = iter(enumerate(zip(self.kernels, self.launches, strict=True)))
         for step, bundle in enumerate(self._bundles):
             inside = [next(remaining) for chain in bundle for _ in chain.kernels]
@@ -178,6 +179,9 @@ class Compilation:
             for number, (scheduled, how) in inside:
                 written.update(dict.fromkeys(scheduled.outputs, step))
                 lines += _kernel_lines(number, scheduled, how)
+                apart = {makers[node]: reason for node, reason in scheduled.apart.items() if node in makers}
+                lines += [f"    apart from kernel {maker}: {apart[maker]}" for maker in sorted(apart)]
+                makers.update(dict.fromkeys(scheduled.outputs, number))
         return "\n".join(lines) + "\n"
 
 

@@ -9,13 +9,12 @@ enough parallel work, and closes no cycle. Values that no other kernel reads any
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-import networkx
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ..ir import ops
 from ..ir.graph import Graph, Node, topological
+from .dependencies import Dependencies
 from .expand import Illegal, nontrivial
 from .loop_ir import Kernel, LoopKernel
 from .lowering import MOST_PARTS, Lowered, lower
@@ -33,11 +32,15 @@ FEW_OUTER, BIG_INNER = 8, 8192
 
 @dataclass(frozen=True, eq=False)
 class ScheduledKernel:
-    """A kernel with the nodes it stores and reads; `nodes` are all the nodes it computes, for cost and display."""
+    """A kernel with the nodes it stores and reads; `nodes` are all the nodes it computes, for cost and display.
+
+    `apart` tells of nodes it reads why the kernels that store them are not part of it.
+    """
 
     kernel: Kernel
     outputs: tuple[Node, ...]
     nodes: tuple[Node, ...]
+    apart: Mapping[Node, str] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[Node, ...]:
@@ -172,16 +175,21 @@ class _Fusion:
         ordered = sorted(self.stored, key=self.order.__getitem__)
         self.groups: dict[int, list[Node]] = {i: [node] for i, node in enumerate(ordered)}
         self.kernel_of = {node: i for i, node in enumerate(ordered)}
-        self.lowered: dict[int, Lowered] = {}
-        self.readers: dict[Node, set[int]] = {node: set() for node in self.stored}
-        self.dependencies = networkx.DiGraph()
-        self.dependencies.add_nodes_from(self.groups)
+        self.readers: dict[Node, set[int]] = {node: set() for node in self.stored | self.given}
+        self.sources: dict[Node, set[Node]] = {node: self._sources(node) for node in ordered}
+        edges = []
         for number, (node,) in self.groups.items():
-            for source in self._sources(node):
+            for source in self.sources[node]:
+                self.readers[source].add(number)
                 if source not in self.given:
-                    self.readers[source].add(number)
-                    self.dependencies.add_edge(self.kernel_of[source], number)
-        self.sources = {number: self._all_sources(members) for number, members in self.groups.items()}
+                    edges.append((self.kernel_of[source], number))
+        self.dependencies = Dependencies(len(ordered), edges)
+        # What a kernel was lowered to, for which outputs; an upper bound of its depth; how often it has changed.
+        self.lowered: dict[int, tuple[list[Node], Lowered]] = {}
+        self.depth = {number: self._depth(members) for number, members in self.groups.items()}
+        self.version = dict.fromkeys(self.groups, 0)
+        # Why two kernels were not merged when they had these versions. Only a change to one of them can change that.
+        self.refused: dict[tuple[int, int], tuple[int, int, str]] = {}
 
     def _sources(self, node: Node) -> set[Node]:
         """The stored or given nodes that computing `node` loads."""
@@ -199,26 +207,33 @@ class _Fusion:
                 stack.extend(child.inputs)
         return found
 
-    def _all_sources(self, members: Iterable[Node]) -> set[Node]:
-        inside = set(members)
-        return {s for m in inside for s in self._sources(m)} - inside
-
     def run(self) -> list[ScheduledKernel]:
         self._merge_producers()
         self._merge_siblings()
         self._merge_producers()
-        result = []
-        for number in networkx.lexicographical_topological_sort(self.dependencies):
-            members = self.groups[number]
-            outputs = self._outputs(members, {number})
+        return [self._scheduled(number) for number in self.dependencies.first_numbers_first()]
+
+    def _scheduled(self, number: int) -> ScheduledKernel:
+        members = self.groups[number]
+        outputs = self._outputs(members, {number})
+        before, lowered = self.lowered.get(number, ([], None))
+        if lowered is None or before != outputs:
             try:
                 lowered = lower(members, outputs, self._has_memory, self.lanes)
             except Illegal as reason:
                 raise AssertionError(f"fusion.fuse: kernel of {members} cannot be lowered: {reason}") from reason
-            inside = [n for n in lowered.counts if n in members or not self._has_memory(n)]
-            computed = tuple(sorted(inside, key=self.order.__getitem__))
-            result.append(ScheduledKernel(lowered.kernel, tuple(outputs), computed))
-        return result
+        inside = [n for n in lowered.counts if n in members or not self._has_memory(n)]
+        computed = tuple(sorted(inside, key=self.order.__getitem__))
+        return ScheduledKernel(lowered.kernel, tuple(outputs), computed, self._apart(number))
+
+    def _apart(self, number: int) -> dict[Node, str]:
+        """Why the kernels of the values that a kernel reads are not part of it."""
+        reasons = {}
+        for node in sorted({s for m in self.groups[number] for s in self.sources[m]}, key=self.order.__getitem__):
+            producer = self.kernel_of.get(node, number)
+            if (producer, number) in self.refused and producer != number:
+                reasons[node] = self.refused[producer, number][2]
+        return reasons
 
     def _has_memory(self, node: Node) -> bool:
         return node in self.stored or node in self.given
@@ -230,19 +245,19 @@ class _Fusion:
         changed = True
         while changed:
             changed = False
-            for number in list(networkx.topological_sort(self.dependencies)):
+            for number in self.dependencies.by_generation():
                 if number not in self.groups:
                     continue
-                for producer in sorted(self.dependencies.predecessors(number), reverse=True):
+                for producer in sorted(self.dependencies.before[number], reverse=True):
                     if self._try_merge(producer, number):
                         changed = True
 
     def _merge_siblings(self) -> None:
         """Merge kernels without a path between them that have the same outer loops and read the same big array."""
-        for node in sorted(self.stored | self.given, key=self.order.__getitem__):
+        for node in sorted(self.readers, key=self.order.__getitem__):
             if node.size <= 1:
                 continue
-            readers = [n for n in self.groups if node in self.sources[n]]
+            readers = sorted(n for n in self.readers[node] if n != self.kernel_of.get(node))
             for position, first in enumerate(readers):
                 for second in readers[position + 1 :]:
                     if first in self.groups and second in self.groups and self._same_outer(first, second):
@@ -260,43 +275,49 @@ class _Fusion:
 
     def _try_merge(self, first: int, second: int) -> bool:
         """Merge `first` into `second` if that is legal and worth it."""
-        if self._would_close_cycle(first, second):
+        versions = self.version[first], self.version[second]
+        known = self.refused.get((first, second))
+        if known is not None and known[:2] == versions:
             return False
+        reason = self._merge(first, second)
+        if reason is None:
+            return True
+        self.refused[first, second] = (*versions, reason)
+        return False
+
+    def _merge(self, first: int, second: int) -> str | None:
+        """Merge `first` into `second`, or tell why not."""
+        if self.dependencies.leads_around(first, second):
+            return "a third kernel stands between them"
         members = sorted(self.groups[first] + self.groups[second], key=self.order.__getitem__)
-        if len(members) > MOST_MEMBERS or self._depth(members) > DEEPEST_KERNEL:
-            return False
+        if len(members) > MOST_MEMBERS:
+            return f"more than {MOST_MEMBERS} values in one kernel"
+        depth = self.depth[first] + self.depth[second]
+        if depth > DEEPEST_KERNEL:
+            depth = self._depth(members)
+            if depth > DEEPEST_KERNEL:
+                return f"a chain of more than {DEEPEST_KERNEL} operations"
         outputs = self._outputs(members, {first, second})
         try:
             lowered = lower(members, outputs, self._has_memory, self.lanes)
-        except Illegal:
-            return False
-        if not self._worth_it(lowered, members, outputs):
-            return False
+        except Illegal as illegal:
+            return str(illegal)
+        reason = _not_worth_it(lowered, outputs)
+        if reason is not None:
+            return reason
         for m in self.groups[first]:
             self.kernel_of[m] = second
+            for source in self.sources[m]:
+                self.readers[source].discard(first)
+                self.readers[source].add(second)
         self.groups[second] = members
-        del self.groups[first]
-        for readers in self.readers.values():
-            if first in readers:
-                readers.discard(first)
-                readers.add(second)
-        for other in list(self.dependencies.predecessors(first)):
-            if other != second:
-                self.dependencies.add_edge(other, second)
-        for other in list(self.dependencies.successors(first)):
-            if other != second:
-                self.dependencies.add_edge(second, other)
-        self.dependencies.remove_node(first)
-        self.sources[second] = self._all_sources(members)
-        return True
-
-    def _would_close_cycle(self, first: int, second: int) -> bool:
-        """Whether a path leads from one kernel to the other through a third."""
-        for start, goal in ((first, second), (second, first)):
-            for successor in self.dependencies.successors(start):
-                if successor != goal and networkx.has_path(self.dependencies, successor, goal):
-                    return True
-        return False
+        self.lowered[second] = (outputs, lowered)
+        self.depth[second] = depth
+        self.version[second] += 1
+        for table in (self.groups, self.lowered, self.depth, self.version):
+            table.pop(first, None)
+        self.dependencies.merge(first, second)
+        return None
 
     def _depth(self, members: list[Node]) -> int:
         """The longest chain of nodes that computing the members goes through without a stop in memory."""
@@ -308,16 +329,18 @@ class _Fusion:
             depth[node] = 0 if stops else 1 + max((depth[c] for c in node.inputs), default=0)
         return max(depth.values())
 
-    def _worth_it(self, lowered: Lowered, members: list[Node], outputs: list[Node]) -> bool:
-        for node, count in lowered.counts.items():
-            cost = node.op.flops(node) // max(1, node.size)
-            if count > 1 and (cost >= EXPENSIVE or node.op is ops.random_bits) and node.size > 1:
-                return False
-        kernel = lowered.kernel
-        if isinstance(kernel, LoopKernel):
-            outer = math.prod(v.extent for v in kernel.outer)
-            reducing = any(p.reductions for p in kernel.passes)
-            biggest = max((node.size for node in outputs), default=0)
-            if reducing and outer < FEW_OUTER and biggest > max(outer, 1) and biggest > BIG_INNER:
-                return False
-        return True
+
+def _not_worth_it(lowered: Lowered, outputs: list[Node]) -> str | None:
+    """Why a kernel would be slower than the two it was merged from; None if it is not."""
+    for node, count in lowered.counts.items():
+        cost = node.op.flops(node) // max(1, node.size)
+        if count > 1 and (cost >= EXPENSIVE or node.op is ops.random_bits) and node.size > 1:
+            return f"{node.op.name} would be computed {count} times"
+    kernel = lowered.kernel
+    if isinstance(kernel, LoopKernel):
+        outer = math.prod(v.extent for v in kernel.outer)
+        reducing = any(p.reductions for p in kernel.passes)
+        biggest = max((node.size for node in outputs), default=0)
+        if reducing and outer < FEW_OUTER and biggest > max(outer, 1) and biggest > BIG_INNER:
+            return "too few rows to share among threads"
+    return None

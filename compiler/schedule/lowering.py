@@ -352,7 +352,7 @@ class _Contract:
             value_left = Guarded(node.dtype.compute, on_depth, value_left, zero)
             value_right = Guarded(node.dtype.compute, on_depth, value_right, zero)
         if expander.anchor_demands or expander.demands.keys() - {node}:
-            raise Illegal("an operand of the contraction depends on its result")
+            raise Illegal("an operand of the contraction is made by the same kernel")
         everywhere = frozenset(v for v in variables if v.extent != 1)
         padding = (padded_columns[-1], column_extents[-1]) if column_extents else (1, 1)
         stores = []

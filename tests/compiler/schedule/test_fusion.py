@@ -184,3 +184,13 @@ def test_every_kernel_reads_only_what_is_given_or_was_written_before_and_every_r
             assert not written & set(scheduled.outputs)
             written |= set(scheduled.outputs)
         assert all(node in written or not node.size for node in compilation.simplified.outputs)
+
+
+def test_a_kernel_tells_why_what_it_reads_is_another_kernel():
+    x, w = (RANDOM.normal(size=(64, 64)).astype(np.float32) for _ in range(2))
+    compilation = trace(lambda x, w: nx.softmax(x @ w) @ w, x, w).compilation
+    first, softmax, last = compilation.kernels
+    assert not first.apart
+    assert "reduction" in softmax.apart[first.outputs[0]]
+    assert "".join(last.apart.values())
+    assert "apart from kernel 0" in compilation.stage("fused")
