@@ -252,11 +252,32 @@ def padded_columns_without_vectors() -> Iterator[Example]:
         yield _exact((x, w), (ops.neg(y), y))
 
 
+def rows_read_again() -> Iterator[Example]:
+    """Rows of functions that are reduced, then used again: kept in scratch memory, along vectors and across them."""
+    shapes = ((1, 1), (3, 5), (5, 64), (7, 67), (2, 3, 19), (40, 3), (130, 10), (2, 1100), (33, 2, 9))
+    for number, shape in enumerate(shapes):
+        dtype = (dtypes.float32, dtypes.float64, dtypes.bfloat16)[number % 3]
+        x = ops.input_(identity="x", dtype=dtype, shape=shape)
+        inner = tuple(range(1, len(shape)))
+
+        def over_row(value: Node, inner: tuple[int, ...] = inner, shape: tuple[int, ...] = shape) -> Node:
+            kept = ops.reshape(value, shape=(shape[0], *(1 for _ in inner)))
+            return ops.broadcast(kept, shape=shape)
+
+        e = ops.exp(ops.sub(x, over_row(ops.reduce_max(x, axes=inner))))
+        share = ops.div(e, over_row(ops.reduce_sum(e, axes=inner)))
+        mean = over_row(ops.reduce_sum(ops.mul(share, x), axes=inner))
+        outputs = (share, ops.mul(share, ops.sub(x, mean)))
+        tolerance = {dtypes.float32: 1e-5, dtypes.float64: 1e-12, dtypes.bfloat16: 3e-2}[dtype]
+        draw = np.random.default_rng(number)
+        yield Example(Graph((x,), outputs), (draw.standard_normal(shape).astype(dtype.numpy),), (tolerance,) * 2)
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
         movement, reductions, scatters, convolutions, narrow_single_lanes, rows_of_padding, reversed_halves,
-        rows_found_by_reductions, padded_columns_without_vectors,
+        rows_found_by_reductions, padded_columns_without_vectors, rows_read_again,
     )
 }  # fmt: skip
 

@@ -68,13 +68,15 @@ def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     )
 
 
-def intrinsic(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
+def intrinsic(
+    builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Value], flags: Sequence[str] = ()
+) -> ir.Value:
     """Call an LLVM intrinsic by its full name."""
     module = builder.module
     function = module.globals.get(name)
     if function is None:
         function = ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
-    return builder.call(function, arguments)
+    return builder.call(function, arguments, fastmath=flags)
 
 
 def suffix(kind: ir.Type) -> str:
@@ -189,13 +191,8 @@ class Arithmetic:
         raise NotImplementedError(f"arithmetic.apply: no code for {name} on floats")
 
     def extremum(self, name: str, a: ir.Value, b: ir.Value) -> ir.Value:
-        """maximum or minimum that propagates NaN from either side."""
-        sign = ">" if name == "maximum" else "<"
-        if isinstance(b, ir.Constant) or not isinstance(a, ir.Constant):
-            a, b = b, a
-        # a may be a constant, then it is not NaN in practice and LLVM drops the second comparison.
-        chosen = self.builder.select(self.builder.fcmp_unordered(sign, b, a), b, a)
-        return self.builder.select(self.builder.fcmp_unordered("uno", a, a), a, chosen)
+        """maximum or minimum that propagates NaN from either side; which zero wins is left open."""
+        return intrinsic(self.builder, f"llvm.{name}.{suffix(a.type)}", a.type, [a, b], flags=("nsz",))
 
     def _float_remainder(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """fmod, lane by lane: exact, as no vector formula is for large quotients."""

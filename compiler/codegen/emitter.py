@@ -104,6 +104,8 @@ class Emitter:
         self.lanes: Lanes | None = None
         self.reduced: dict[Reduction, ir.Value] = {}
         self.accumulator: ir.Value | None = None
+        # Values that need not be computed again: how to load them where they were kept.
+        self.kept: dict[Value, Callable[[], ir.Value]] = {}
 
     def bind(self, variable: Variable, value: ir.Value) -> None:
         """Bind a variable for all that this emitter emits."""
@@ -420,6 +422,8 @@ class Emitter:
         return self._remembered(value, value.variables, lambda: self._emit(value))
 
     def _emit(self, value: Value) -> ir.Value:
+        if value in self.kept:
+            return self.kept[value]()
         if isinstance(value, Literal):
             return constant(register_type(value.dtype), value.value)
         if isinstance(value, Load):

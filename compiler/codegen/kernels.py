@@ -20,7 +20,7 @@ def launch(kernel: Kernel, target: VectorTarget) -> Launch:
     """The kernel's launch; a function of the kernel and the target, never of the number of threads."""
     if isinstance(kernel, LoopKernel):
         chosen = loops.plan(collapse(kernel), target)
-        return Launch(chosen.chunks, 0, chosen.nanoseconds)
+        return Launch(chosen.chunks, chosen.scratch_bytes, chosen.nanoseconds)
     contraction, blocking = fused_contraction.plan(kernel, target)
     size = contraction.batch * contraction.m * contraction.n * contraction.k
     lanes = target.lanes(contraction.element)

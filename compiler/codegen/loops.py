@@ -14,25 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
 from ..ir import dtypes
 from ..ir.dtypes import DType
-from ..schedule.collapse import all_values, collapse, pass_roots
+from ..schedule import index as indexing
+from ..schedule.collapse import collapse
 from ..schedule.index import Index, Variable
-from ..schedule.loop_ir import Apply, Buffer, Load, LoopKernel, Pass, Reduction
-from .arithmetic import I32, I64, Arithmetic, constant, lanes_of, register_type
+from ..schedule.loop_ir import Apply, Buffer, Load, LoopKernel, Pass, Reduction, Value
+from .arithmetic import BYTE, I32, I64, Arithmetic, constant, lanes_of, register_type, widened
 from .control_flow import POINTER
 from .emitter import Emitter, Lanes
+from .kept_rows import FUNCTION, FUNCTIONS, SIMPLE, KeptRow, row_values
 from .lanes import VectorLoop, lane_offsets
 from .vector_target import VectorTarget
 
-# Rough costs in nanoseconds: of one simple operation on one vector or scalar, and of a mathematical function.
-_SIMPLE, _FUNCTION = 0.3, 4.0
-_FUNCTIONS = frozenset(
-    {"exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "atan", "pow", "div", "rem", "random_bits"}
-)
 # A chunk should be worth waking a thread for; more chunks than this balance nothing.
 _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
 
@@ -41,7 +39,7 @@ _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
 class Plan:
     """How a loop kernel is run. `vector` is the outer variable that is vectorised (None: each pass's last variable).
 
-    `nanoseconds` estimates what all units cost.
+    `nanoseconds` estimates what all units cost. `kept`: what passes leave to later ones in the scratch memory.
     """
 
     vector: Variable | None
@@ -50,6 +48,8 @@ class Plan:
     units: int
     units_per_chunk: int
     nanoseconds: float
+    kept: tuple[KeptRow, ...] = ()
+    scratch_bytes: int = 0
 
     @property
     def chunks(self) -> int:
@@ -59,9 +59,10 @@ class Plan:
 def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
     """The plan with the least estimated cost; it depends on the kernel and the target only."""
     width = max(1, target.vector_bits // (8 * _element_bytes(kernel)))
-    options = [_Option(kernel, None, width)]
+    capacity = target.l2_bytes // 2
+    options = [_Option(kernel, None, width, capacity)]
     if kernel.outer:
-        options.append(_Option(kernel, kernel.outer[-1], width))
+        options.append(_Option(kernel, kernel.outer[-1], width, capacity))
     best = min(options, key=lambda option: option.cost)
     outer = [v.extent for v in kernel.outer]
     if best.vector is None:
@@ -76,7 +77,9 @@ def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
     if chunks > 1:
         # Threads come in twos and fours: three chunks would leave one of two threads waiting.
         chunks = min(units, -(-chunks // 4) * 4)
-    return Plan(best.vector, best.lanes, block, units, max(1, -(-units // chunks)), best.cost)
+    per_chunk, values = max(1, -(-units // chunks)), best.values
+    kept, scratch_bytes = tuple(values.kept), values.scratch_bytes
+    return Plan(best.vector, best.lanes, block, units, per_chunk, best.cost, kept, scratch_bytes)
 
 
 def _element_bytes(kernel: LoopKernel) -> int:
@@ -88,11 +91,11 @@ def _element_bytes(kernel: LoopKernel) -> int:
 class _Option:
     """One choice of the vectorised variable, and what it costs."""
 
-    def __init__(self, kernel: LoopKernel, vector: Variable | None, width: int):
+    def __init__(self, kernel: LoopKernel, vector: Variable | None, width: int, capacity: int):
         self.vector = vector
         extents = [vector.extent] if vector else [p.variables[-1].extent for p in kernel.passes if p.variables]
         longest = max(extents, default=1)
-        operations = sum(len(all_values(pass_roots(p))) for p in kernel.passes)
+        operations = sum(map(len, row_values(kernel.passes, 1, 0, capacity).computed))
         unroll = 4 if operations <= 12 else 2 if operations <= 30 else 1
         self.lanes = 1 << (min(width * unroll, longest) - 1).bit_length() if longest > 1 else 1
         if width < self.lanes and longest < 2 * self.lanes:
@@ -100,34 +103,37 @@ class _Option:
         if vector is None and any(s.accumulate for p in kernel.passes for s in p.stores):
             # Two lanes may add to the same place, so lanes must not run over the additions.
             self.lanes = 1
-        self.cost = sum(self._pass_cost(p, math.prod(v.extent for v in kernel.outer)) for p in kernel.passes)
+        copies, padding = (1, self.lanes) if vector is None else (self.lanes, 0)
+        self.values = row_values(kernel.passes, copies, padding, capacity)
+        outer = math.prod(v.extent for v in kernel.outer)
+        self.cost = sum(map(partial(self._pass_cost, outer=outer), kernel.passes, self.values.computed))
 
-    def _pass_cost(self, each: Pass, outer: int) -> float:
+    def _pass_cost(self, each: Pass, computed: Sequence[Value], outer: int) -> float:
         iterations = outer * math.prod(v.extent for v in each.variables)
         variable = self.vector or (each.variables[-1] if each.variables else None)
         lanes = self.lanes if variable is not None else 1
         extent = variable.extent if variable is not None else 1
         vectors = iterations * (-(-extent // lanes) * lanes / extent) / lanes
         cost = 0.0
-        for value in all_values(pass_roots(each)):
+        for value in computed:
             varies = variable in value.variables
             times = vectors if varies else vectors / max(1, extent / lanes)
             if isinstance(value, Apply):
-                cost += times * (_FUNCTION if value.name in _FUNCTIONS else _SIMPLE) * max(1, lanes / 16)
+                cost += times * (FUNCTION if value.name in FUNCTIONS else SIMPLE) * max(1, lanes / 16)
             if isinstance(value, Load):
                 cost += self._access(value.index, variable, lanes, times)
         for store in each.stores:
             cost += self._access(store.index, variable, lanes, vectors)
-        return cost + vectors * _SIMPLE
+        return cost + vectors * SIMPLE
 
     def _access(self, index: Index, variable: Variable | None, lanes: int, times: float) -> float:
         if variable is None or lanes == 1:
-            return times * _SIMPLE
+            return times * SIMPLE
         offsets = lane_offsets(index, VectorLoop(variable, lanes))
         span = lanes * 4 + 1 if offsets is None else max(offsets) - min(offsets) + 1
         if span > lanes * 4:
-            return times * _SIMPLE * lanes * 2.0
-        return times * _SIMPLE * max(1, span / 16)
+            return times * SIMPLE * lanes * 2.0
+        return times * SIMPLE * max(1, span / 16)
 
 
 def emit(module: ir.Module, name: str, kernel: LoopKernel, target: VectorTarget) -> Plan:
@@ -139,7 +145,7 @@ def emit(module: ir.Module, name: str, kernel: LoopKernel, target: VectorTarget)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     pointers = load_pointers(builder, function.args[0], kernel.buffers)
     emitter = Emitter(builder, Arithmetic(builder, target.has_fma, target.has_f16c), pointers)
-    _Function(kernel, chosen, emitter).emit(function)
+    _Function(kernel, chosen, emitter, function.args[3]).emit(function)
     builder.ret_void()
     return chosen
 
@@ -156,8 +162,8 @@ def load_pointers(builder: ir.IRBuilder, buffers: ir.Value, declared: Sequence[B
 class _Function:
     """Emits the loops of one kernel."""
 
-    def __init__(self, kernel: LoopKernel, chosen: Plan, emitter: Emitter):
-        self.kernel, self.plan, self.emitter = kernel, chosen, emitter
+    def __init__(self, kernel: LoopKernel, chosen: Plan, emitter: Emitter, scratch: ir.Value):
+        self.kernel, self.plan, self.emitter, self.scratch = kernel, chosen, emitter, scratch
         self.builder = emitter.builder
 
     def emit(self, function: ir.Function) -> None:
@@ -237,18 +243,40 @@ class _Function:
         return Lanes(variable, self.plan.lanes, active) if self.plan.lanes > 1 else None
 
     def _passes(self) -> None:
-        for each in self.kernel.passes:
-            self._pass(each)
+        self.emitter.kept.clear()
+        for number, each in enumerate(self.kernel.passes):
+            self._pass(each, [row for row in self.plan.kept if row.first == number])
 
-    def _pass(self, each: Pass) -> None:
+    def _pass(self, each: Pass, kept: list[KeptRow]) -> None:
         accumulators = [_Accumulator(r, self.emitter) for r in each.reductions]
         inner = self.plan.vector is None and bool(each.variables) and self.plan.lanes > 1
         lanes = self.plan.lanes if inner or self.emitter.lanes is not None else 0
         carried = [value for a in accumulators for value in a.initial(lanes)]
-        finished = self._loops(each, list(each.variables), carried, accumulators, inner)
+        finished = self._loops(each, list(each.variables), carried, accumulators, inner, kept)
         for accumulator in accumulators:
             values, finished = finished[: accumulator.width], finished[accumulator.width :]
             self.emitter.reduced[accumulator.reduction] = accumulator.finish(values, inner)
+        self.emitter.kept.update({row.value: partial(self._kept, row) for row in kept})
+
+    def _place(self, row: KeptRow) -> tuple[ir.Value, ir.Type]:
+        """Where the row's element for the current place of the loops is (or a vector of them), and its type."""
+        element = register_type(row.value.dtype)
+        place = indexing.flatten(tuple(map(indexing.of, row.variables)), tuple(v.extent for v in row.variables))
+        if self.plan.vector is not None:
+            place = place * self.plan.lanes
+        start = self.builder.gep(self.scratch, [constant(I64, row.offset)], inbounds=True, source_etype=BYTE)
+        pointer = self.builder.gep(start, [self.emitter.index(place)], inbounds=True, source_etype=element)
+        return pointer, widened(element, self.plan.lanes if self.emitter.lanes is not None else 0)
+
+    def _keep(self, row: KeptRow) -> None:
+        """Every lane is written, those beyond the end of the row too: nobody reads them."""
+        pointer, _ = self._place(row)
+        value = self.emitter.spread(self.emitter.evaluate(row.value))
+        self.builder.store(value, pointer, align=row.value.dtype.compute.itemsize)
+
+    def _kept(self, row: KeptRow) -> ir.Value:
+        pointer, kind = self._place(row)
+        return self.builder.load(pointer, typ=kind, align=row.value.dtype.compute.itemsize)
 
     def _loops(
         self,
@@ -257,13 +285,14 @@ class _Function:
         carried: list[ir.Value],
         accumulators: list[_Accumulator],
         inner: bool,
+        kept: list[KeptRow],
     ) -> list[ir.Value]:
         if not variables:
-            return self._body(each, carried, accumulators)
+            return self._body(each, carried, accumulators, kept)
         variable, rest = variables[0], variables[1:]
 
         def body(counter: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
-            return self._loops(each, rest, values, accumulators, inner)
+            return self._loops(each, rest, values, accumulators, inner, kept)
 
         if rest or not inner:
             return self.emitter.loop(variable, 0, variable.extent, 1, carried, body)
@@ -276,13 +305,17 @@ class _Function:
             carried = self.emitter.loop(variable, whole, whole + 1, 1, carried, body, Lanes(variable, lanes, tail))
         return carried
 
-    def _body(self, each: Pass, carried: list[ir.Value], accumulators: list[_Accumulator]) -> list[ir.Value]:
+    def _body(
+        self, each: Pass, carried: list[ir.Value], accumulators: list[_Accumulator], kept: list[KeptRow]
+    ) -> list[ir.Value]:
         result: list[ir.Value] = []
         for accumulator in accumulators:
             values, carried = carried[: accumulator.width], carried[accumulator.width :]
             result.extend(accumulator.step(values))
         for store in each.stores:
             self.emitter.store(store)
+        for row in kept:
+            self._keep(row)
         return result
 
 
