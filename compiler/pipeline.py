@@ -29,6 +29,7 @@ from .schedule.loop_ir import Kernel
 from .schedule.memory import Lifetime, peak_bytes, plan_arena
 from .schedule.order import order_kernels
 from .schedule.text import print_kernel
+from .schedule.waits import Waits, without_waits
 
 STAGES: tuple[str, ...] = ("traced", "differentiated", "simplified", "fused", "scheduled", "llvm")
 
@@ -61,7 +62,13 @@ class Compilation:
     @cached_property
     def fused(self) -> list[ScheduledKernel]:
         """The kernels as fusion made them, in the order in which they are bundled."""
-        return order_kernels(fuse(self.simplified, self.target.lanes("float32")), self.simplified)
+        graph, waits = self._without_waits
+        return order_kernels(fuse(graph, self.target.lanes("float32"), waits), graph)
+
+    @cached_property
+    def _without_waits(self) -> tuple[Graph, Waits]:
+        """The graph that kernels are made of, and the order that what is computed again asks for."""
+        return without_waits(self.simplified)
 
     @cached_property
     def _launches(self) -> list[Launch]:
@@ -71,7 +78,7 @@ class Compilation:
     @cached_property
     def _bundles(self) -> list[bundling.Bundle]:
         """What each launch runs, in numbers of `fused`."""
-        return bundling.bundle(self.fused, self._launches, self.simplified, self.target.l2_bytes)
+        return bundling.bundle(self.fused, self._launches, self._without_waits[0], self.target.l2_bytes)
 
     @cached_property
     def _order(self) -> list[int]:
@@ -93,7 +100,7 @@ class Compilation:
 
         A step is what runs at a time: a bundle of several chains, or each kernel of a chain by itself.
         """
-        results = set(self.simplified.outputs)
+        results = set(self._without_waits[0].outputs)
         first: dict[Node, int] = {}
         last: dict[Node, int] = {}
         step = 0
@@ -110,7 +117,7 @@ class Compilation:
     @cached_property
     def program(self) -> Program:
         """The program the runtime runs."""
-        graph = self.simplified
+        graph, _ = self._without_waits
         offsets, arena_bytes = plan_arena(list(self.lifetimes.values()))
         places = {n: Place("arena", offset) for n, offset in zip(self.lifetimes, offsets, strict=True)}
         places.update({n: Place("input", i) for i, n in enumerate(graph.inputs)})

@@ -35,6 +35,7 @@ from kaun.compiler.ir.dtypes import (
 )
 from kaun.compiler.ir.dtypes import bool_ as bool
 from kaun.gradients import grad, gradcheck, stop_gradient, value_and_grad, vjp
+from kaun.remat import remat
 from kaun.tracing import jit
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ __all__ = [
     "nx",
     "optim",
     "ptree",
+    "remat",
     "spec",
     "stop_gradient",
     "train",

@@ -10,8 +10,7 @@ on them raises ValueError. Branch with `nx.where`, or on values that do not depe
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from kaun import execution, nx, ptree
 from kaun.compiler.autodiff import vjp as reverse
 from kaun.compiler.ir import Node, dtypes, full, substitute
+from kaun.nested import replace_tensors, tensors_in
 from kaun.nx import Tensor
 from kaun.ptree import Structure, Tree
 
@@ -64,10 +64,10 @@ def _value_and_grad(name: str, f: Function, argnums: int | Sequence[int], has_au
         output, aux = _with_aux(name, result) if has_aux else (result, None)
         _check_scalar(name, output)
         grads = reverse.gradients([output._node], [full(1, output.dtype)], stand_ins.nodes)
-        resolved = stand_ins.resolve([output._node, *grads, *(t._node for t in _tensors(aux))])
+        resolved = stand_ins.resolve([output._node, *grads, *(t._node for t in tensors_in(aux))])
         value, trees = Tensor(resolved[0]), stand_ins.trees(resolved[1 : 1 + len(grads)])
         rest = map(Tensor, resolved[1 + len(grads) :])
-        answer = (value, _replace_tensors(aux, rest)) if has_aux else value
+        answer = (value, replace_tensors(aux, rest)) if has_aux else value
         return answer, trees if several else trees[0]
 
     return transformed
@@ -232,42 +232,3 @@ def _describe(value: Any) -> str:
 
 def _at(path: str) -> str:
     return f" at {path}" if path else ""
-
-
-def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _record_fields(value: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(value) if field.init]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in tuples, lists, mappings and records, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif _is_record(value):
-        for name in _record_fields(value):
-            yield from _tensors(getattr(value, name))
-
-
-def _replace_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same value with its tensors, in the order of `_tensors`, replaced."""
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, (tuple, list)):
-        parts = [_replace_tensors(part, tensors) for part in value]
-        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
-    if isinstance(value, Mapping):
-        entries = {name: _replace_tensors(part, tensors) for name, part in value.items()}
-        return ptree.Dict(entries) if isinstance(value, ptree.Dict) else entries
-    if _is_record(value):
-        changed = {name: _replace_tensors(getattr(value, name), tensors) for name in _record_fields(value)}
-        return dataclasses.replace(value, **changed)
-    return value

@@ -54,6 +54,7 @@ class Trainer:
 
     model: Layer
     optimizer: Transformation
+    memory_budget: int | None = None
     _compiled: OrderedDict[Hashable, tracing.Function] = field(default_factory=OrderedDict, init=False, repr=False)
 
     def __repr__(self) -> str:
@@ -129,13 +130,21 @@ class State:
         return State(variables, entries["optimizer"], entries["step"], entries["rng"])
 
 
-def make(*, model: Layer, optimizer: Transformation) -> Trainer:
-    """A trainer. TypeError unless it is given a Layer and an optimizer."""
+def make(*, model: Layer, optimizer: Transformation, memory_budget: int | None = None) -> Trainer:
+    """A trainer.
+
+    `memory_budget`: the bytes that intermediate values of the forward pass may take while they wait for the gradient.
+    Where that is not enough, some are computed again, see `kaun.remat`; a UserWarning tells the least that is possible.
+
+    TypeError unless it is given a Layer and an optimizer, ValueError for a negative budget.
+    """
     if not isinstance(model, Layer):
         raise TypeError(f"train.make: got model {type(model).__name__}, expected a Layer")
     if not isinstance(optimizer, Transformation):
         raise TypeError(f"train.make: got optimizer {type(optimizer).__name__}, expected one of kaun.optim")
-    return Trainer(model, optimizer)
+    if memory_budget is not None and memory_budget < 0:
+        raise ValueError(f"train.make: got a memory budget of {memory_budget} bytes, expected at least 0")
+    return Trainer(model, optimizer, memory_budget)
 
 
 def init(trainer: Trainer, *, dtype: DType = float32) -> State:

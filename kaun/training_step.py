@@ -26,6 +26,7 @@ from kaun.nx import Tensor
 from kaun.optim.apply import traced_step
 from kaun.optim.control import fold_in
 from kaun.ptree import Structure, Tree
+from kaun.remat import remat
 
 if TYPE_CHECKING:
     from kaun.train import Trainer
@@ -131,8 +132,10 @@ def traceable_step(
             output, after = forward(trainer, Vars(params, state, dtype), x, training, context)
             return _scalar(loss(output, *targets)), after.state
 
+        budget = trainer.memory_budget
+        frugal = objective if budget is None else remat(objective, budget=budget)
         with nx.rng.with_key(fold_in(rng, counter)):
-            (value, new_state), grads = value_and_grad(objective, has_aux=True)(params)
+            (value, new_state), grads = value_and_grad(frugal, has_aux=True)(params)
         with source.phase("update"):
             updates, new_opt_state = traced_step(trainer.optimizer, opt_state, params, grads, rates)
             new_params = optim.apply_updates(params, updates)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from typing import Any
 
 import pytest
 from graph_strategies import Example, assert_outputs_agree, graph_from_seed, graphs
 from hypothesis import HealthCheck, given, settings
-from kaun.compiler.ir import print_graph, substitute, topological
+from kaun.compiler.ir import Node, ops, print_graph, rebuild, rewrite, substitute, topological
 from kaun.compiler.ir.interpreter import evaluate
 
 from kaun import execution
@@ -48,3 +50,28 @@ def test_a_thousand_compiled_graphs_agree_with_the_interpreter(hundred: int) -> 
         except Exception as error:
             error.add_note(f"graph_from_seed({seed})")
             raise
+
+
+def with_waits(example: Example, source: random.Random) -> Example:
+    """The example with nodes here and there read again, after something else has been computed."""
+    before: list[Node] = []
+
+    def waiting(node: Node, inputs: tuple[Node, ...]) -> Node:
+        made = rebuild(node, inputs)
+        if before and source.random() < 0.3:
+            made = ops.again(made, *source.sample(before, min(len(before), 2)), number=0)
+        before.append(made)
+        return made
+
+    return dataclasses.replace(example, graph=rewrite(example.graph, waiting))
+
+
+def test_graphs_with_waits_agree_with_the_interpreter() -> None:
+    for seed in range(25):
+        check(with_waits(graph_from_seed(seed), random.Random(seed)))
+
+
+@pytest.mark.slow
+def test_many_graphs_with_waits_agree_with_the_interpreter() -> None:
+    for seed in range(25, 300):
+        check(with_waits(graph_from_seed(seed), random.Random(seed)))

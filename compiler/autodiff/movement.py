@@ -14,6 +14,12 @@ def _(node: Node, cotangent: Node) -> Cotangents:
     return (ops.reshape(cotangent, shape=x.shape),)
 
 
+@rule(ops.again, ops.remat)
+def _(node: Node, cotangent: Node) -> Cotangents:
+    """Both are their first input; the others say when, or from what, it may be computed."""
+    return (cotangent, *(None for _ in node.inputs[1:]))
+
+
 @rule(ops.permute)
 def _(node: Node, cotangent: Node) -> Cotangents:
     axes = node.attributes["axes"]

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ..ir import Node, Op, full, source, topological
+from .recompute import Region, regions, with_kept
 
 Cotangents = Sequence[Node | None]
 Rule = Callable[[Node, Node], Cotangents]
@@ -79,9 +80,10 @@ def gradients(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence
     for output, cotangent in zip(outputs, cotangents, strict=True):
         if output in active:
             _accumulate(totals, output, cotangent)
+    innermost = regions(order, active, gradients)
     for node in reversed(order):
         if node in totals and node in active and any(child in active for child in node.inputs):
-            _propagate(node, totals, active)
+            _propagate(node, totals, active, innermost.get(node))
     return [totals[node] if node in totals else full(0, node.dtype, node.shape) for node in wrt]
 
 
@@ -99,15 +101,22 @@ def _check(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[No
             raise TypeError(f"vjp.gradients: only floats can be differentiated, got {node!r}")
 
 
-def _propagate(node: Node, totals: dict[Node, Node], active: set[Node]) -> None:
-    """Add the cotangents that `node`'s rule gives to the totals of its inputs."""
+def _propagate(node: Node, totals: dict[Node, Node], active: set[Node], region: Region | None) -> None:
+    """Add the cotangents that `node`'s rule gives to the totals of its inputs.
+
+    In a `region` the rule is applied to a copy of the node, on inputs that are computed again.
+    """
     function = RULES.get(node.op.name)
     if function is None:
         if node.op.name not in NOT_DIFFERENTIABLE:
             raise NotImplementedError(f"vjp.gradients: {node.op.name} has no gradient rule")
         return
+    cotangent = totals[node]
+    used = node if region is None or node.op.name == "remat" else region.used(node, cotangent)
     with source.inherit(dataclasses.replace(node.source, phase="backward")):
-        contributions = function(node, totals[node])
+        contributions = function(used, cotangent)
+        if region is not None and node in region.kept:
+            contributions = with_kept(contributions, used, region.value(node, cotangent))
         for child, contribution in zip(node.inputs, contributions, strict=True):
             if contribution is not None and child in active:
                 _accumulate(totals, child, contribution)

@@ -130,6 +130,13 @@ concat = _declare("concat", "movement", None, rules.concat, lambda *xs, axis: np
 # Sliding windows: each axis gets as many places as fit; the positions inside the window become new last axes.
 window = _declare("window", "movement", 1, rules.window, meaning.window, ("axes", "sizes", "strides", "dilations"))
 
+# Both are their first input and disappear in code. `remat` marks what lies between the other inputs and the first: if
+# its gradient is taken, it keeps at most `budget` bytes of that (None: nothing) and computes the rest again. What is
+# computed again reads its inputs through `again`, which makes it other nodes; it waits for the inputs after the first.
+# When kernels are made these are left out, and `number` tells apart what waits for different ones.
+remat = _declare("remat", "movement", None, rules.first, lambda x, *given, budget: x, ("budget",))
+again = _declare("again", "movement", None, rules.first, lambda x, *after, number: x, ("number",))
+
 # Indexing along the first axis. Out-of-range indices are clamped when read and dropped when written.
 gather = _declare("gather", "index", 2, rules.gather, meaning.gather)
 scatter_add = _declare(

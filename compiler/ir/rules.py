@@ -63,6 +63,11 @@ def comparison(name: str) -> Any:
     return infer
 
 
+def first(inputs: Inputs, attributes: Attributes) -> Inferred:
+    """The type of the first input."""
+    return inputs[0].dtype, inputs[0].shape
+
+
 def select(inputs: Inputs, attributes: Attributes) -> Inferred:
     condition, *branches = inputs
     _same("where", branches)

@@ -1,9 +1,9 @@
 """One way to write each thing: movement composed and without identities, nothing empty, constants in plain sight.
 
-The normal form: no stop_gradient; no op with an empty result or an empty input; adjacent movement ops of one kind
-are one; movement that only touches extent-1 axes is a reshape; movement of a constant is a constant; reductions and
-contractions run over axes longer than 1, listed in increasing order; a constant operand of a commutative op stands
-on the right.
+The normal form: no stop_gradient and no remat; no op with an empty result or an empty input; adjacent movement ops of
+one kind are one; movement that only touches extent-1 axes is a reshape; movement of a constant is a constant;
+reductions and contractions run over axes longer than 1, listed in increasing order; a constant operand of a commutative
+op stands on the right.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ def constant_of_its_type(node: Node) -> Node | None:
 def stopped(node: Node) -> Node | None:
     """Once gradients have been taken it is the identity."""
     return node.inputs[0]
+
+
+@TABLE.rule(ops.remat)
+def marked(node: Node) -> Node | None:
+    """A mark for gradients, which have been taken."""
+    return node.inputs[0]
+
+
+@TABLE.rule(ops.again)
+def constant_again(node: Node) -> Node | None:
+    return node.inputs[0] if node.inputs[0].op is ops.constant else None
 
 
 @TABLE.rule(*COMMUTATIVE)

@@ -178,6 +178,8 @@ class Expander:
                 moved = tuple(ZERO if n == 1 else next(kept) for n in child.shape)
             else:
                 moved = indexing.unflatten(indexing.flatten(indices, node.shape), child.shape)
+        elif op is ops.again:
+            moved = indices
         elif op is ops.permute:
             positions = {axis: i for i, axis in enumerate(attributes["axes"])}
             moved = tuple(indices[positions[a]] for a in range(child.rank))

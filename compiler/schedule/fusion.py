@@ -18,6 +18,7 @@ from .dependencies import Dependencies
 from .expand import Illegal, nontrivial
 from .loop_ir import Kernel, LoopKernel
 from .lowering import MOST_PARTS, Lowered, lower
+from .waits import Waits
 
 # An inlined expression of at least this many operations per element is not computed twice to save memory traffic.
 EXPENSIVE = 8
@@ -34,13 +35,15 @@ FEW_OUTER, BIG_INNER = 8, 8192
 class ScheduledKernel:
     """A kernel with the nodes it stores and reads; `nodes` are all the nodes it computes, for cost and display.
 
-    `apart` tells of nodes it reads why the kernels that store them are not part of it.
+    `apart` tells of nodes it reads why the kernels that store them are not part of it. `waits` are results of other
+    kernels that come before it though it does not read them.
     """
 
     kernel: Kernel
     outputs: tuple[Node, ...]
     nodes: tuple[Node, ...]
     apart: Mapping[Node, str] = field(default_factory=dict)
+    waits: tuple[Node, ...] = ()
 
     @property
     def reads(self) -> tuple[Node, ...]:
@@ -48,12 +51,12 @@ class ScheduledKernel:
         return tuple(b.node for b in self.kernel.buffers if b.node not in written)
 
 
-def fuse(graph: Graph, lanes: int = 1) -> list[ScheduledKernel]:
+def fuse(graph: Graph, lanes: int = 1, waits: Waits | None = None) -> list[ScheduledKernel]:
     """The kernels that compute the graph's outputs, in an order in which they can run.
 
-    `lanes`: elements (of float32) in one vector of the target.
+    `lanes`: elements (of float32) in one vector of the target. `waits`: see `without_waits`.
     """
-    return _Fusion(graph, lanes).run()
+    return _Fusion(graph, lanes, Waits.none(graph) if waits is None else waits).run()
 
 
 def _needs_kernel(node: Node) -> bool:
@@ -166,12 +169,12 @@ def _worth_storing(
 class _Fusion:
     """The merging phase. `groups` maps a kernel's number to its members; `kernel_of` a stored node to its kernel."""
 
-    def __init__(self, graph: Graph, lanes: int):
-        self.graph, self.lanes = graph, lanes
+    def __init__(self, graph: Graph, lanes: int, waits: Waits):
+        self.graph, self.lanes, self.waits = graph, lanes, waits
         self.given = set(graph.inputs)
         self.stored = stored_nodes(graph)
         self.results = set(graph.outputs)
-        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.order = {node: i for i, node in enumerate(waits.order)}
         ordered = sorted(self.stored, key=self.order.__getitem__)
         self.groups: dict[int, list[Node]] = {i: [node] for i, node in enumerate(ordered)}
         self.kernel_of = {node: i for i, node in enumerate(ordered)}
@@ -183,6 +186,7 @@ class _Fusion:
                 self.readers[source].add(number)
                 if source not in self.given:
                     edges.append((self.kernel_of[source], number))
+            edges += [(self.kernel_of[awaited], number) for awaited in self._awaited(node)]
         self.dependencies = Dependencies(len(ordered), edges)
         # What a kernel was lowered to, for which outputs; an upper bound of its depth; how often it has changed.
         self.lowered: dict[int, tuple[list[Node], Lowered]] = {}
@@ -207,6 +211,15 @@ class _Fusion:
                 stack.extend(child.inputs)
         return found
 
+    def _awaited(self, node: Node) -> list[Node]:
+        """The stored nodes that the computation of `node` waits for without loading them."""
+        if not self.waits.awaited:
+            return []
+        inside = topological([node], stop=lambda n: n is not node and self._has_memory(n))
+        awaited = {a for n in inside for a in self.waits.awaited.get(n, ())}
+        loaded = {s for a in awaited for s in ({a} if self._has_memory(a) else self._sources(a))}
+        return sorted(loaded - self.given - {node}, key=self.order.__getitem__)
+
     def run(self) -> list[ScheduledKernel]:
         self._merge_producers()
         self._merge_siblings()
@@ -224,7 +237,9 @@ class _Fusion:
                 raise AssertionError(f"fusion.fuse: kernel of {members} cannot be lowered: {reason}") from reason
         inside = [n for n in lowered.counts if n in members or not self._has_memory(n)]
         computed = tuple(sorted(inside, key=self.order.__getitem__))
-        return ScheduledKernel(lowered.kernel, tuple(outputs), computed, self._apart(number))
+        awaited = sorted({self.kernel_of[a] for m in members for a in self._awaited(m)} - {number})
+        waits = tuple(self._outputs(self.groups[other], {other})[0] for other in awaited)
+        return ScheduledKernel(lowered.kernel, tuple(outputs), computed, self._apart(number), waits)
 
     def _apart(self, number: int) -> dict[Node, str]:
         """Why the kernels of the values that a kernel reads are not part of it."""

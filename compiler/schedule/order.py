@@ -27,13 +27,15 @@ ROUNDS = 2
 
 @dataclass(frozen=True)
 class Task:
-    """A kernel as ordering sees it: the values it reads and writes, by number, and tasks that it must follow.
+    """A kernel as ordering sees it: the values it reads and writes, by number; values that no task writes are free.
 
-    `after` are wishes: an order in which they hold is found where there is one. Values that no task writes are free.
+    It comes after the tasks that write what it reads or `waits` for. `after` are tasks that it wishes to follow: an
+    order in which it does is found where there is one.
     """
 
     reads: tuple[int, ...]
     writes: tuple[int, ...]
+    waits: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
 
 
@@ -57,6 +59,7 @@ def order_kernels(kernels: Sequence[ScheduledKernel], graph: Graph) -> list[Sche
             Task(
                 reads=tuple(numbers[node] for node in kernel.reads if node in numbers),
                 writes=tuple(numbers[node] for node in kernel.outputs),
+                waits=tuple(numbers[node] for node in kernel.waits),
                 after=tuple(position for node in replaced for position in readers[node]),
             )
         )
@@ -123,7 +126,10 @@ def live_bytes(tasks: Sequence[Task], sizes: Sequence[int], order: Sequence[int]
 def _predecessors(tasks: Sequence[Task]) -> list[set[int]]:
     """For each task those that must come before it: who writes what it reads, and whom it wishes to follow."""
     writer = {value: number for number, task in enumerate(tasks) for value in task.writes}
-    before = [{writer[value] for value in task.reads if value in writer} - {n} for n, task in enumerate(tasks)]
+    before = [
+        {writer[value] for value in (*task.reads, *task.waits) if value in writer} - {number}
+        for number, task in enumerate(tasks)
+    ]
     followers: list[set[int]] = [set() for _ in tasks]
     for number, sources in enumerate(before):
         for source in sources:

@@ -119,6 +119,9 @@ def movement() -> list[Case]:
         case("pad inside", padded((1, 0), (0, 2), (2, 1)), values(3, 4)),
         case("pad nothing", padded((2,), (1,), (3,)), values(0)),
         case("concat", lambda x, y, z: ops.concat(x, y, z, x, axis=1), values(2, 3), values(2, 0), values(2, 1)),
+        case("again", lambda x, y: ops.again(x, y * y, number=0) * y, values(2, 3), values(2, 3)),
+        case("remat", lambda x: ops.remat(ops.sin(ops.exp(x)), x, budget=None), values(2, 3)),
+        case("remat with a budget", lambda x: ops.remat(ops.sin(ops.exp(x)), x, budget=48), values(2, 3)),
     ]
     for size, stride, dilation, extent in (
         (1, 1, 1, 4), (2, 2, 1, 6), (2, 2, 1, 7), (2, 3, 1, 7), (2, 3, 1, 8), (3, 1, 1, 5), (3, 2, 1, 8),
