@@ -273,11 +273,73 @@ def rows_read_again() -> Iterator[Example]:
         yield Example(Graph((x,), outputs), (draw.standard_normal(shape).astype(dtype.numpy),), (tolerance,) * 2)
 
 
+# Chains
+
+
+def attention() -> Iterator[Example]:
+    """Softmax attention with its gradients: odd lengths, narrow types, masks, a window, rows and columns exchanged."""
+    source = random.Random(11)
+    for number in range(14):
+        dtype = source.choice((dtypes.float32, dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.float16))
+        entries, depth, width = source.choice((1, 2, 17)), source.choice((2, 3, 8, 17)), source.choice((1, 5, 16, 33))
+        rows, columns = source.choice((35, 50, 70, 150)), source.choice((37, 47, 64, 131))
+        mask = ("none", "causal", "window", "given")[number % 4]
+        yield _attention(dtype, (entries, rows, columns, depth, width), mask, heads_inside=source.random() < 0.4)
+
+
+def _attention(dtype: dtypes.DType, sizes: tuple[int, ...], mask: str, heads_inside: bool) -> Example:
+    entries, rows, columns, depth, width = sizes
+
+    def operand(name: str, length: int, features: int) -> tuple[Node, Node]:
+        """An input, and the same with the batch axis first."""
+        shape = (length, entries, features) if heads_inside else (entries, length, features)
+        given = ops.input_(identity=name, dtype=dtype, shape=shape)
+        return given, ops.permute(given, axes=(1, 0, 2)) if heads_inside else given
+
+    (q, queries), (k, keys), (v, values) = (
+        operand(name, length, features)
+        for name, length, features in (("q", rows, depth), ("k", columns, depth), ("v", columns, width))
+    )
+    product = {"lhs_batch": (0,), "rhs_batch": (0,), "lhs_contract": (2,)}
+    scores = ops.cast(ops.dot_general(queries, keys, rhs_contract=(2,), **product), dtype=dtype.compute)
+    row, column = (ops.iota(shape=scores.shape, axis=axis, dtype=dtypes.int64) for axis in (1, 2))
+    inputs = [q, k, v]
+    far_down = full(-(2.0**100) if dtype.compute.bits == 32 else -1e300, scores.dtype, scores.shape)
+    if mask in ("causal", "window"):
+        scores = ops.where(ops.le(column, row), scores, far_down)
+    if mask == "window":
+        near = ops.lt(row, ops.add(column, full(40, dtypes.int64, column.shape)))
+        scores = ops.where(near, scores, far_down)
+    if mask == "given":
+        seen = ops.input_(identity="seen", dtype=dtypes.bool_, shape=(entries, 1, columns))
+        inputs.append(seen)
+        scores = ops.where(ops.broadcast(seen, shape=scores.shape), scores, far_down)
+
+    def along(x: Node) -> Node:
+        return ops.broadcast(ops.reshape(x, shape=(entries, rows, 1)), shape=scores.shape)
+
+    largest_score = ops.stop_gradient(ops.reduce_max(scores, axes=(2,)))
+    exponentials = ops.exp(ops.sub(scores, along(largest_score)))
+    weights = ops.cast(ops.div(exponentials, along(ops.reduce_sum(exponentials, axes=(2,)))), dtype=dtype)
+    result = ops.dot_general(weights, values, rhs_contract=(1,), **product)
+    cotangent = ops.input_(identity="cotangent", dtype=dtype, shape=result.shape)
+    outputs = (result, *gradients([result], [cotangent], inputs[:3]))
+    draw = np.random.default_rng(rows)
+    arguments = [draw.normal(size=node.shape).astype(node.dtype.numpy) for node in (*inputs[:3], cotangent)]
+    if mask == "given":
+        arguments.insert(3, draw.random(inputs[3].shape) < 0.7)
+    graph = Graph((*inputs, cotangent), outputs)
+    # The interpreter rounds to the narrow types at every step.
+    relative = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}[dtype.name]
+    largest = [float(np.abs(value.astype(np.float64)).max()) for value in evaluate(graph, arguments)]
+    return Example(graph, tuple(arguments), tuple(relative * (1 + each) for each in largest))
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
         movement, reductions, scatters, convolutions, narrow_single_lanes, rows_of_padding, reversed_halves,
-        rows_found_by_reductions, padded_columns_without_vectors, rows_read_again,
+        rows_found_by_reductions, padded_columns_without_vectors, rows_read_again, attention,
     )
 }  # fmt: skip
 

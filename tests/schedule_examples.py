@@ -15,7 +15,7 @@ from kaun.compiler.schedule.fusion import ScheduledKernel
 from kaun.compiler.schedule.loop_ir import Kernel, LoopKernel
 from kaun.compiler.schedule.run import run_kernel
 
-from kaun import execution, layer, loss, nx, optim, ptree, value_and_grad
+from kaun import attention, execution, layer, loss, nx, optim, ptree, value_and_grad
 from kaun.optim.apply import host_rates, traced_step
 
 # What is scheduled does not depend on the machine.
@@ -96,7 +96,20 @@ def normalised() -> Traced:
     return training_step(layer.sequential(layers), optim.sgd(lr=0.1), x, classes)
 
 
-MODELS = {"perceptron": perceptron, "convolutional": convolutional, "normalised": normalised}
+def attentive() -> Traced:
+    """Causal attention with grouped heads, rotated positions and dropout, between linear layers."""
+    random = np.random.default_rng(3)
+    layers = [
+        attention.multi_head_attention(
+            embed_dim=8, num_heads=4, num_kv_heads=2, dropout=0.25, is_causal=True, rope=True
+        ),
+        layer.flatten(), layer.linear(in_features=88, out_features=10),
+    ]  # fmt: skip
+    x, classes = random.normal(size=(3, 11, 8)).astype(np.float32), random.integers(0, 10, 3)
+    return training_step(layer.sequential(layers), optim.sgd(lr=0.1), x, classes)
+
+
+MODELS = {"perceptron": perceptron, "convolutional": convolutional, "normalised": normalised, "attentive": attentive}
 
 
 def collapsed(kernel: Kernel) -> Kernel:

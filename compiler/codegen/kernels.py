@@ -8,8 +8,8 @@ from llvmlite import ir
 
 from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
-from ..schedule.loop_ir import Kernel, LoopKernel
-from . import fused_contraction, loops
+from ..schedule.loop_ir import ChainKernel, Kernel, LoopKernel
+from . import chain, chain_blocking, fused_contraction, loops
 from .vector_target import VectorTarget
 
 # Multiply-adds a core does in a nanosecond for each lane: two in a cycle, at 3 GHz.
@@ -21,6 +21,9 @@ def launch(kernel: Kernel, target: VectorTarget) -> Launch:
     if isinstance(kernel, LoopKernel):
         chosen = loops.plan(collapse(kernel), target)
         return Launch(chosen.chunks, chosen.scratch_bytes, chosen.nanoseconds)
+    if isinstance(kernel, ChainKernel):
+        chained = chain_blocking.plan(kernel, target)
+        return Launch(chained.chunks, chained.scratch_bytes, chained.multiply_adds / _MULTIPLY_ADDS)
     contraction, blocking = fused_contraction.plan(kernel, target)
     size = contraction.batch * contraction.m * contraction.n * contraction.k
     lanes = target.lanes(contraction.element)
@@ -32,6 +35,8 @@ def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:
     module = ir.Module(name=name)
     if isinstance(kernel, LoopKernel):
         loops.emit(module, name, kernel, target)
+    elif isinstance(kernel, ChainKernel):
+        chain.emit(module, name, kernel, target)
     else:
         fused_contraction.emit(module, name, kernel, target)
     return with_attributes(str(module), target)

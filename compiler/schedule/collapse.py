@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from . import index as indexing
 from .index import FromData, Index, Variable
-from .loop_ir import Kernel, LoopKernel, Pass, Substitution, Value
+from .loop_ir import ChainKernel, Kernel, LoopKernel, Pass, Substitution, Value
 
 
 def all_values(roots: Iterable[Value]) -> list[Value]:
@@ -35,10 +35,22 @@ def pass_roots(each: Pass) -> list[Value]:
 
 
 def roots_of(kernel: Kernel) -> list[Value]:
-    """The values a kernel reduces, multiplies or stores."""
+    """The values a kernel reduces, multiplies, keeps or stores."""
     if isinstance(kernel, LoopKernel):
         return [root for each in kernel.passes for root in pass_roots(each)]
+    if isinstance(kernel, ChainKernel):
+        return _chain_roots(kernel)
     return [kernel.left, kernel.right, *(store.value for store in kernel.stores)]
+
+
+def _chain_roots(kernel: ChainKernel) -> list[Value]:
+    roots = [operand for product in kernel.products for operand in (product.left, product.right)]
+    for each in kernel.passes:
+        roots += [r.value for r in each.reductions] + [k.value for k in each.keeps]
+    roots += [s.value for s in kernel.stores]
+    for one in kernel.sums:
+        roots += [one.left, one.right, *(s.value for s in one.stores)]
+    return roots
 
 
 def collapse(kernel: LoopKernel) -> LoopKernel:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 
 from ..ir import ops
 from ..ir.graph import Graph, Node, topological
+from . import chains
+from .chain_lowering import lower_chain, reached_products
 from .dependencies import Dependencies
 from .expand import Illegal, nontrivial
-from .loop_ir import Kernel, LoopKernel
+from .loop_ir import ChainKernel, Kernel, LoopKernel
 from .lowering import MOST_PARTS, Lowered, lower
 from .waits import Waits
 
@@ -66,8 +68,8 @@ def _needs_kernel(node: Node) -> bool:
     return node.op.kind in ("reduce", "contract") or node.op is ops.scatter_add
 
 
-def stored_nodes(graph: Graph) -> set[Node]:
-    """The nodes that get memory before merging; the others are computed where they are used."""
+def stored_nodes(graph: Graph, unstored: frozenset[Node] = frozenset()) -> set[Node]:
+    """The nodes that get memory before merging; the others, all of `unstored` among them, are computed where used."""
     given = set(graph.inputs)
     stored = {node for node in graph.outputs if node not in given}
     uses = _compute_uses(graph)
@@ -89,7 +91,9 @@ def stored_nodes(graph: Graph) -> set[Node]:
             stored.add(node)
             if absorbed in pushed and absorbed not in graph.outputs:
                 stored.discard(absorbed)
-        if _needs_kernel(node) or node in stored or _worth_storing(node, uses[node], cost, loads, depth):
+        if node in unstored:
+            stored.discard(node)
+        elif _needs_kernel(node) or node in stored or _worth_storing(node, uses[node], cost, loads, depth):
             stored.add(node)
         if node in stored:
             cost[node], loads[node], depth[node] = 0, frozenset((node,)), 0
@@ -172,7 +176,8 @@ class _Fusion:
     def __init__(self, graph: Graph, lanes: int, waits: Waits):
         self.graph, self.lanes, self.waits = graph, lanes, waits
         self.given = set(graph.inputs)
-        self.stored = stored_nodes(graph)
+        self.unstored = chains.unstored(graph, lambda unstored: stored_nodes(graph, unstored))
+        self.stored = stored_nodes(graph, self.unstored)
         self.results = set(graph.outputs)
         self.order = {node: i for i, node in enumerate(waits.order)}
         ordered = sorted(self.stored, key=self.order.__getitem__)
@@ -223,6 +228,7 @@ class _Fusion:
     def run(self) -> list[ScheduledKernel]:
         self._merge_producers()
         self._merge_siblings()
+        self._merge_chains()
         self._merge_producers()
         return [self._scheduled(number) for number in self.dependencies.first_numbers_first()]
 
@@ -232,7 +238,7 @@ class _Fusion:
         before, lowered = self.lowered.get(number, ([], None))
         if lowered is None or before != outputs:
             try:
-                lowered = lower(members, outputs, self._has_memory, self.lanes)
+                lowered = self._lower(members, outputs)
             except Illegal as reason:
                 raise AssertionError(f"fusion.fuse: kernel of {members} cannot be lowered: {reason}") from reason
         inside = [n for n in lowered.counts if n in members or not self._has_memory(n)]
@@ -249,6 +255,16 @@ class _Fusion:
             if (producer, number) in self.refused and producer != number:
                 reasons[node] = self.refused[producer, number][2]
         return reasons
+
+    def _lower(self, members: list[Node], outputs: list[Node]) -> Lowered:
+        products = self._products(members)
+        if products:
+            return lower_chain(members, outputs, products, self._has_memory)
+        return lower(members, outputs, self._has_memory, self.lanes)
+
+    def _products(self, members: list[Node]) -> list[Node]:
+        """The products a kernel of these members computes without anybody storing them: then it is a chain."""
+        return reached_products(members, frozenset(members), self._has_memory) if self.unstored else []
 
     def _has_memory(self, node: Node) -> bool:
         return node in self.stored or node in self.given
@@ -277,6 +293,15 @@ class _Fusion:
                 for second in readers[position + 1 :]:
                     if first in self.groups and second in self.groups and self._same_outer(first, second):
                         self._try_merge(first, second)
+
+    def _merge_chains(self) -> None:
+        """Merge kernels that would compute the same products."""
+        products = {number: self._products(members) for number, members in self.groups.items()}
+        chained = [number for number in self.groups if products[number]]
+        for position, first in enumerate(chained):
+            for second in chained[position + 1 :]:
+                if first in self.groups and second in self.groups and set(products[first]) & set(products[second]):
+                    self._try_merge(first, second)
 
     def _same_outer(self, first: int, second: int) -> bool:
         shapes = []
@@ -314,7 +339,7 @@ class _Fusion:
                 return f"a chain of more than {DEEPEST_KERNEL} operations"
         outputs = self._outputs(members, {first, second})
         try:
-            lowered = lower(members, outputs, self._has_memory, self.lanes)
+            lowered = self._lower(members, outputs)
         except Illegal as illegal:
             return str(illegal)
         reason = _not_worth_it(lowered, outputs)
@@ -352,6 +377,8 @@ def _not_worth_it(lowered: Lowered, outputs: list[Node]) -> str | None:
         if count > 1 and (cost >= EXPENSIVE or node.op is ops.random_bits) and node.size > 1:
             return f"{node.op.name} would be computed {count} times"
     kernel = lowered.kernel
+    if isinstance(kernel, ChainKernel):
+        return chains.not_worth_it(kernel)
     if isinstance(kernel, LoopKernel):
         outer = math.prod(v.extent for v in kernel.outer)
         reducing = any(p.reductions for p in kernel.passes)

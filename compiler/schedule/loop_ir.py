@@ -13,6 +13,17 @@ where a pass without variables runs once per outer iteration. A contraction kern
         accumulator = sum over k of left(b, m, k) * right(b, k, n)
         stores of expressions of the accumulator, b, m and n
 
+A chain kernel computes a matrix with a contraction, goes over its rows, and contracts what became of it:
+
+    for b (parallel), for blocks of m (parallel unless a sum is over rows), for m in the block:
+        products[b, m, n] = sum over k of left(b, m, k) * right(b, k, n)
+        for each pass, in order: for n: accumulate its reductions, keep its values
+        stores of expressions of b, m and the reductions
+        sums over n of a kept value times right(b, n, e), and their stores
+    sums over m of a kept value times right(b, m, e), and their stores
+
+where what is between the contractions exists for one block of rows at a time.
+
 Every value is an expression tree with sharing; which loop an expression is computed in follows from the variables it
 depends on, so code motion is not a pass.
 """
@@ -175,6 +186,30 @@ class Accumulator(Value):
 
 
 @dataclass(frozen=True, eq=False)
+class ProductAt(Value):
+    """A product of a chain at (b, m, n)."""
+
+    product: Product
+    at: tuple[Variable, ...]
+
+    @cached_property
+    def variables(self) -> frozenset[Variable]:
+        return frozenset(self.at)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(Value):
+    """What an earlier pass of a chain kept at (b, m, n)."""
+
+    keep: Keep
+    at: tuple[Variable, ...]
+
+    @cached_property
+    def variables(self) -> frozenset[Variable]:
+        return frozenset(self.at)
+
+
+@dataclass(frozen=True, eq=False)
 class Buffer:
     """An array in memory: one argument of a kernel. `node` is whose value it holds (not part of the kernel's text)."""
 
@@ -239,7 +274,66 @@ class ContractionKernel:
     stores: tuple[Store, ...]
 
 
-Kernel = LoopKernel | ContractionKernel
+@dataclass(frozen=True, eq=False)
+class Product:
+    """product[b, m, n] = sum over depth of left[b, m, k] * right[b, k, n], for the chain it is part of."""
+
+    depth: Variable
+    left: Value
+    right: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """A value at (b, m, n) that later passes and sums of a chain read instead of computing it again."""
+
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
+class RowPass:
+    """A loop over the columns of one row."""
+
+    reductions: tuple[Reduction, ...]
+    keeps: tuple[Keep, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSum:
+    """A contraction of what a chain kept with an operand from outside, finished by `stores` of its accumulator.
+
+    over the columns: accumulator[b, m, e] = sum over n of left[b, m, n] * right[b, n, e];
+    over the rows:    accumulator[b, n, e] = sum over m of left[b, m, n] * right[b, m, e].
+    """
+
+    over_rows: bool
+    free: Variable
+    left: ProductAt | Kept
+    right: Value
+    stores: tuple[Store, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChainKernel:
+    """Contractions to a matrix, passes over its rows, and contractions of what they keep.
+
+    Where a condition of `live` does not hold (they are about rows and columns), a place takes no part: reductions pass
+    over it, sums add nothing for it, and it need not be computed. Elsewhere nothing depends on whether code goes by it.
+    """
+
+    buffers: tuple[Buffer, ...]
+    batch: Variable
+    rows: Variable
+    columns: Variable
+    element: DType
+    live: tuple[Condition, ...]
+    products: tuple[Product, ...]
+    passes: tuple[RowPass, ...]
+    stores: tuple[Store, ...]
+    sums: tuple[ChainSum, ...]
+
+
+Kernel = LoopKernel | ContractionKernel | ChainKernel
 
 
 class Substitution:

@@ -14,17 +14,24 @@ from .loop_ir import (
     Accumulator,
     Apply,
     Buffer,
+    ChainKernel,
+    ChainSum,
     Condition,
     ContractionKernel,
     Guarded,
     IndexValue,
+    Keep,
+    Kept,
     Kernel,
     Literal,
     Load,
     LoopKernel,
     Pass,
+    Product,
+    ProductAt,
     Reduced,
     Reduction,
+    RowPass,
     Store,
     Value,
 )
@@ -33,6 +40,11 @@ from .text import stores_of
 _BUFFER = re.compile(r"%(\d+): (\w+)\[(\d+)\] (in|out)")
 _LOOP = re.compile(r"(\w+) < (\d+)")
 _CONTRACT = re.compile(r"contract (\w+ < \d+), (\w+ < \d+), (\w+ < \d+) over (\w+ < \d+) in (\w+)")
+_CHAIN = re.compile(r"chain (\w+ < \d+), (\w+ < \d+), (\w+ < \d+) in (\w+)(?: if (.*))? \{")
+_PRODUCT = re.compile(r"product over (\w+ < \d+) \{")
+_BLOCK = re.compile(r"\} = (p\d+)")
+_KEEP = re.compile(r"keep (v\d+) = (p\d+)")
+_SUM = re.compile(r"sum over (\w+), (\w+ < \d+) \{")
 _DEFINITION = re.compile(r"(v\d+) = (.*) : (\w+)")
 _REDUCTION = re.compile(r"(s\d+) = (\w+) (v\d+)(?: at (v\d+))? : (\w+)")
 _STORE = re.compile(r"store %(\d+)\[(.*)\] (\+?=) (v\d+)")
@@ -63,6 +75,10 @@ class _Parser:
         self.values: dict[str, Value] = {}
         self.reductions: dict[str, Reduction] = {}
         self.outer: tuple[Variable, ...] = ()
+        # In a chain: products and kept values by name, where they are, and where an accumulator is.
+        self.blocks: dict[str, Product | Keep] = {}
+        self.place: tuple[Variable, ...] = ()
+        self.summed: tuple[Variable, ...] | None = None
 
     # Lines
 
@@ -101,7 +117,8 @@ class _Parser:
         header = self.match(re.compile(r"kernel\((.*)\) \{"), self.current(), "'kernel(buffers) {'")
         roles = self._buffers(header.group(1))
         self.at += 1
-        result = self._contraction() if self.current().startswith("contract") else self._loops()
+        forms: dict[str, Callable[[], Kernel]] = {"contract": self._contraction, "chain": self._chain}
+        result = forms.get(self.current().partition(" ")[0], self._loops)()
         self.closing()
         if self.at != len(self.lines):
             raise self.error("expected nothing more")
@@ -188,6 +205,103 @@ class _Parser:
         left, right, kind = operands["left"], operands["right"], self.dtype(element)
         return ContractionKernel(self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores))
 
+    def _chain(self) -> ChainKernel:
+        expected = "'chain b < 1, m < 8, n < 8 in float32 {'"
+        *loops, element, live = self.match(_CHAIN, self.current(), expected).groups()
+        batch, rows, columns = (self._variable(loop) for loop in loops)
+        self.outer = (batch, rows)
+        conditions = self._conditions(live or "")
+        self.place = (batch, rows, columns)
+        self.advance()
+        products, passes, stores, sums = [], [], [], []
+        while self.current().startswith("product"):
+            products.append(self._product())
+        while self.current() == "pass {":
+            passes.append(self._row_pass())
+        if self.current() == "rows {":
+            self.advance()
+            stores = self._stores()
+            self.closing()
+        while self.current().startswith("sum"):
+            sums.append(self._sum(rows, columns))
+        self.closing()
+        return ChainKernel(
+            self.buffers, batch, rows, columns, self.dtype(element), conditions, tuple(products), tuple(passes),
+            tuple(stores), tuple(sums),
+        )  # fmt: skip
+
+    def advance(self) -> None:
+        """Go to the next line."""
+        self.at += 1
+
+    def _operands(self) -> dict[str, Value]:
+        """Definitions and the two operands of a contraction, up to the first line that is neither."""
+        operands: dict[str, Value] = {}
+        while len(operands) < 2:
+            side, _, name = self.current().partition(" ")
+            if side in ("left", "right") and side not in operands:
+                operands[side] = self.named(self.values, name, "value")
+            else:
+                self._definition(self.current())
+            self.advance()
+        return operands
+
+    def _product(self) -> Product:
+        depth = self._variable(self.match(_PRODUCT, self.current(), "'product over k < 8 {'").group(1))
+        self.advance()
+        operands = self._operands()
+        name = self.match(_BLOCK, self.current(), "'} = p0'").group(1)
+        self.advance()
+        product = Product(depth, operands["left"], operands["right"])
+        self.blocks[name] = product
+        return product
+
+    def _row_pass(self) -> RowPass:
+        self.advance()
+        reductions: list[Reduction] = []
+        keeps: list[Keep] = []
+        while self.current() != "}":
+            line = self.current()
+            if line.startswith("keep "):
+                value, name = self.match(_KEEP, line, "'keep v0 = p0'").groups()
+                keeps.append(Keep(self.named(self.values, value, "value")))
+                self.blocks[name] = keeps[-1]
+            elif _REDUCTION.fullmatch(line):
+                reductions.append(self._reduction(line))
+            else:
+                self._definition(line)
+            self.advance()
+        self.closing()
+        return RowPass(tuple(reductions), tuple(keeps))
+
+    def _stores(self) -> list[Store]:
+        """Definitions and stores up to the end of the block."""
+        stores = []
+        while self.current() != "}":
+            if self.current().startswith("store "):
+                stores.append(self._store(self.current()))
+            else:
+                self._definition(self.current())
+            self.advance()
+        return stores
+
+    def _sum(self, rows: Variable, columns: Variable) -> ChainSum:
+        over, loop = self.match(_SUM, self.current(), "'sum over n, e0 < 8 {'").groups()
+        if over not in (rows.name, columns.name):
+            raise self.error("expected a sum over the rows or the columns")
+        free = self._variable(loop)
+        over_rows = over == rows.name
+        self.advance()
+        operands = self._operands()
+        left = operands["left"]
+        if not isinstance(left, (ProductAt, Kept)):
+            raise self.error("expected a sum of a product or of a kept value")
+        self.summed = (self.outer[0], columns if over_rows else rows, free)
+        stores = self._stores()
+        self.summed = None
+        self.closing()
+        return ChainSum(over_rows, free, left, operands["right"], tuple(stores))
+
     # Statements
 
     def _store(self, line: str) -> Store:
@@ -226,7 +340,10 @@ class _Parser:
         if kind == "result":
             return Reduced(dtype, self.named(self.reductions, rest, "reduction"), self.outer)
         if kind == "accumulator":
-            return Accumulator(dtype, self.outer)
+            return Accumulator(dtype, self.outer if self.summed is None else self.summed)
+        if kind == "at":
+            block = self.named(self.blocks, rest, "product or kept value")
+            return ProductAt(dtype, block, self.place) if isinstance(block, Product) else Kept(dtype, block, self.place)
         name, arguments, argument_dtype = self.match(_APPLY, text, "a value").groups()
         operands = tuple(self.named(self.values, a, "value") for a in arguments.split(", ")) if arguments else ()
         return Apply(dtype, name, operands, self.dtype(argument_dtype))

@@ -22,14 +22,19 @@ from .index import FromData, Index, Variable
 from .loop_ir import (
     Accumulator,
     Apply,
+    ChainKernel,
     Condition,
     ContractionKernel,
     Guarded,
     IndexValue,
+    Keep,
+    Kept,
     Kernel,
     Literal,
     Load,
     LoopKernel,
+    Product,
+    ProductAt,
     Reduced,
     Reduction,
     Store,
@@ -54,6 +59,8 @@ def run_kernel(kernel: Kernel, arrays: Sequence[Array]) -> None:
         flat.append(array.reshape(-1))
     if isinstance(kernel, ContractionKernel):
         _run_contraction(kernel, flat)
+    elif isinstance(kernel, ChainKernel):
+        _run_chain(kernel, flat)
     else:
         _run_loops(kernel, flat)
 
@@ -81,6 +88,41 @@ def _run_contraction(kernel: ContractionKernel, arrays: Sequence[Array]) -> None
         nest.store(store)
 
 
+def _run_chain(kernel: ChainKernel, arrays: Sequence[Array]) -> None:
+    """All rows at once. Outside of `live` products are implausible, and what is kept counts as zero in the sums."""
+    batch, rows, columns = at = (kernel.batch, kernel.rows, kernel.columns)
+    wide = np.float64 if kernel.element.is_float else kernel.element.numpy
+    blocks: dict[Product | Keep, Array] = {}
+    results: dict[Reduction, Array] = {}
+    live = _Nest(at, arrays).holds(kernel.live)
+
+    def product(left: Array, right: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(np.matmul(left.astype(wide), right.astype(wide)).astype(kernel.element.numpy))
+
+    for each in kernel.products:
+        left = _Nest((batch, rows, each.depth), arrays).everywhere(each.left)
+        right = _Nest((batch, each.depth, columns), arrays).everywhere(each.right)
+        blocks[each] = np.where(live, product(left, right), kernel.element.numpy.type(_implausible(kernel.element)))
+    for row_pass in kernel.passes:
+        nest = _Nest(at, arrays, results, 2, blocks)
+        own = {reduction: nest.reduce(reduction, 1, live) for reduction in row_pass.reductions}
+        blocks.update((keep, nest.everywhere(keep.value)) for keep in row_pass.keeps)
+        results.update(own)
+    nest = _Nest((batch, rows), arrays, results, 2)
+    for store in kernel.stores:
+        nest.store(store)
+    for one in kernel.sums:
+        kept = blocks[one.left.product if isinstance(one.left, ProductAt) else one.left.keep]
+        kept = np.where(live, kept, kernel.element.numpy.type(0))
+        over, across = (rows, columns) if one.over_rows else (columns, rows)
+        right = _Nest((batch, over, one.free), arrays).everywhere(one.right)
+        nest = _Nest((batch, across, one.free), arrays)
+        nest.accumulator = product(np.swapaxes(kept, 1, 2) if one.over_rows else kept, right)
+        for store in one.stores:
+            nest.store(store)
+
+
 def _implausible(dtype: DType) -> Any:
     if dtype is dtypes.bool_:
         return True
@@ -96,11 +138,12 @@ class _Nest:
         arrays: Sequence[Array],
         results: dict[Reduction, Array] | None = None,
         outer: int = 0,
+        blocks: dict[Product | Keep, Array] | None = None,
     ):
         self.axes = {variable: axis for axis, variable in enumerate(variables)}
         self.shape = tuple(v.extent for v in variables)
         self.arrays, self.outer = arrays, outer
-        self.results = results or {}
+        self.results, self.blocks = results or {}, blocks or {}
         self.accumulator: Array | None = None
         self.memo: dict[Value, Array] = {}
 
@@ -123,13 +166,15 @@ class _Nest:
         if isinstance(value, Load):
             return self._load(value)
         if isinstance(value, Guarded):
-            holds = self._holds(value.conditions)
+            holds = self.holds(value.conditions)
             return np.where(holds, self.value(value.inside), self.value(value.outside)).astype(compute, copy=False)
         if isinstance(value, Apply):
             return self._apply(value)
         if isinstance(value, Reduced):
             result = self.results[value.reduction]
             return result.reshape(result.shape + (1,) * (len(self.shape) - self.outer))
+        if isinstance(value, (ProductAt, Kept)):
+            return self.blocks[value.product if isinstance(value, ProductAt) else value.keep]
         assert isinstance(value, Accumulator) and self.accumulator is not None
         return self.accumulator
 
@@ -157,7 +202,7 @@ class _Nest:
         top = min(base.extent - 1, int(np.iinfo(data.dtype).max))
         return np.clip(data, 0, top).astype(np.int64)
 
-    def _holds(self, conditions: Sequence[Condition]) -> Array:
+    def holds(self, conditions: Sequence[Condition]) -> Array:
         result = np.ones((1,) * len(self.shape), dtype=np.bool_)
         for condition in conditions:
             index = self.index(condition.index)
@@ -171,7 +216,7 @@ class _Nest:
         return places
 
     def _load(self, load: Load) -> Array:
-        array, holds = self.arrays[load.buffer.position], self._holds(load.guard)
+        array, holds = self.arrays[load.buffer.position], self.holds(load.guard)
         compute = load.dtype.compute
         places = self._places(load.index, holds, array)
         if not array.size:
@@ -179,7 +224,7 @@ class _Nest:
         return np.where(holds, array[places].astype(compute.numpy), compute.numpy.type(_implausible(compute)))
 
     def store(self, store: Store) -> None:
-        array, holds = self.arrays[store.buffer.position], self._holds(store.guard)
+        array, holds = self.arrays[store.buffer.position], self.holds(store.guard)
         places = np.broadcast_to(self._places(store.index, holds, array), self.shape)
         chosen = np.broadcast_to(holds, self.shape)
         values = self.everywhere(store.value)[chosen]
@@ -193,9 +238,13 @@ class _Nest:
 
     # Reductions
 
-    def reduce(self, reduction: Reduction, inner: int) -> Array:
-        """The reduction over the innermost loops: an array with one axis for each outer loop."""
+    def reduce(self, reduction: Reduction, inner: int, live: Array | None = None) -> Array:
+        """The reduction over the innermost loops, where `live`: an array with one axis for each outer loop."""
         value = self.everywhere(reduction.value)
+        if live is not None:
+            lowest, highest = dtypes.value_bounds(reduction.value.dtype.compute)
+            neutral = {"reduce_sum": 0, "reduce_max": lowest, "reduce_min": highest}[reduction.combine]
+            value = np.where(live, value, np.asarray(neutral, value.dtype))
         axes = tuple(range(len(self.shape) - inner, len(self.shape)))
         if reduction.position is None:
             result = TABLE[reduction.combine].meaning(value, axes=axes)

@@ -13,6 +13,37 @@
         }
       }
     }
+
+A chain is
+
+    kernel(...) {
+      chain b < 8, m < 64, n < 64 in float32 if 0 <= m + -1*n < 64 {
+        product over k0 < 32 {
+          v0 = load %0[2048*b + 32*m + k0] : float32
+          left v0
+          v1 = load %1[2048*b + 32*n + k0] : float32
+          right v1
+        } = p0
+        pass {
+          v2 = at p0 : float32
+          s0 = reduce_max v2 : float32
+        }
+        pass {
+          v3 = result s0 : float32
+          v4 = sub(v2, v3) of float32 : float32
+          v5 = exp(v4) of float32 : float32
+          keep v5 = p1
+        }
+        sum over n, e0 < 32 {
+          v6 = at p1 : float32
+          left v6
+          v7 = load %2[2048*b + 32*n + e0] : float32
+          right v7
+          v8 = accumulator : float32
+          store %3[2048*b + 32*m + e0] = v8
+        }
+      }
+    }
 """
 
 from __future__ import annotations
@@ -22,14 +53,20 @@ from .index import format_index
 from .loop_ir import (
     Accumulator,
     Apply,
+    ChainKernel,
+    ChainSum,
     Condition,
     ContractionKernel,
     Guarded,
     IndexValue,
+    Keep,
+    Kept,
     Kernel,
     Literal,
     Load,
     LoopKernel,
+    Product,
+    ProductAt,
     Reduced,
     Reduction,
     Store,
@@ -46,6 +83,8 @@ class _Printer:
     def __init__(self) -> None:
         self.numbers: dict[Value, int] = {}
         self.reductions: dict[Reduction, int] = {}
+        # What stands for a product or for something kept, however many values refer to it.
+        self.blocks: dict[Product | Keep, str] = {}
         self.lines: list[str] = []
         self.indent = "  "
 
@@ -60,6 +99,8 @@ class _Printer:
         header = f"kernel({buffers}) {{"
         if isinstance(kernel, LoopKernel):
             self._loops(kernel)
+        elif isinstance(kernel, ChainKernel):
+            self._chain(kernel)
         else:
             self._contraction(kernel)
         return "\n".join([header, *self.lines, "}"]) + "\n"
@@ -68,9 +109,9 @@ class _Printer:
         self.line(text + " {")
         self.indent += "  "
 
-    def _close(self) -> None:
+    def _close(self, after: str = "") -> None:
         self.indent = self.indent[:-2]
-        self.line("}")
+        self.line("}" + after)
 
     def _loops(self, kernel: LoopKernel) -> None:
         outer = ", ".join(f"{v.name} < {v.extent}" for v in kernel.outer)
@@ -79,10 +120,7 @@ class _Printer:
             loops = ", ".join(f"{v.name} < {v.extent}" for v in each.variables)
             self._open(f"for {loops}" if loops else "once")
             for reduction in each.reductions:
-                value = self.value(reduction.value)
-                position = f" at {self.value(reduction.position)}" if reduction.position is not None else ""
-                self.reductions[reduction] = len(self.reductions)
-                self.line(f"s{self.reductions[reduction]} = {reduction.combine} {value}{position} : {reduction.dtype}")
+                self._reduction(reduction)
             for store in each.stores:
                 self._store(store)
             self._close()
@@ -96,6 +134,50 @@ class _Printer:
         for store in kernel.stores:
             self._store(store)
         self._close()
+
+    def _chain(self, kernel: ChainKernel) -> None:
+        loops = ", ".join(f"{v.name} < {v.extent}" for v in (kernel.batch, kernel.rows, kernel.columns))
+        self._open(f"chain {loops} in {kernel.element}{self._guard(kernel.live)}")
+        for product in kernel.products:
+            self._open(f"product over {product.depth.name} < {product.depth.extent}")
+            self.line(f"left {self.value(product.left)}")
+            self.line(f"right {self.value(product.right)}")
+            self._close(f" = {self._name_block(product)}")
+        for each in kernel.passes:
+            self._open("pass")
+            for reduction in each.reductions:
+                self._reduction(reduction)
+            for keep in each.keeps:
+                value = self.value(keep.value)
+                self.line(f"keep {value} = {self._name_block(keep)}")
+            self._close()
+        if kernel.stores:
+            self._open("rows")
+            for store in kernel.stores:
+                self._store(store)
+            self._close()
+        for each_sum in kernel.sums:
+            self._sum(kernel, each_sum)
+        self._close()
+
+    def _sum(self, kernel: ChainKernel, each: ChainSum) -> None:
+        over = kernel.rows if each.over_rows else kernel.columns
+        self._open(f"sum over {over.name}, {each.free.name} < {each.free.extent}")
+        self.line(f"left {self.value(each.left)}")
+        self.line(f"right {self.value(each.right)}")
+        for store in each.stores:
+            self._store(store)
+        self._close()
+
+    def _name_block(self, block: Product | Keep) -> str:
+        self.blocks[block] = f"p{len(self.blocks)}"
+        return self.blocks[block]
+
+    def _reduction(self, reduction: Reduction) -> None:
+        value = self.value(reduction.value)
+        position = f" at {self.value(reduction.position)}" if reduction.position is not None else ""
+        self.reductions[reduction] = len(self.reductions)
+        self.line(f"s{self.reductions[reduction]} = {reduction.combine} {value}{position} : {reduction.dtype}")
 
     def _store(self, store: Store) -> None:
         value = self.value(store.value)
@@ -136,6 +218,10 @@ class _Printer:
             return f"result s{self.reductions[value.reduction]}"
         if isinstance(value, Accumulator):
             return "accumulator"
+        if isinstance(value, ProductAt):
+            return f"at {self.blocks[value.product]}"
+        if isinstance(value, Kept):
+            return f"at {self.blocks[value.keep]}"
         raise TypeError(f"text.print_kernel: unknown value {type(value).__name__}")
 
 
@@ -143,4 +229,6 @@ def stores_of(kernel: Kernel) -> tuple[Store, ...]:
     """All stores of the kernel, in order."""
     if isinstance(kernel, ContractionKernel):
         return kernel.stores
+    if isinstance(kernel, ChainKernel):
+        return (*kernel.stores, *(store for each in kernel.sums for store in each.stores))
     return tuple(store for each in kernel.passes for store in each.stores)

@@ -20,15 +20,21 @@ from .loop_ir import (
     Accumulator,
     Apply,
     Buffer,
+    ChainKernel,
+    ChainSum,
     Condition,
     ContractionKernel,
     Guarded,
     IndexValue,
+    Keep,
+    Kept,
     Kernel,
     Literal,
     Load,
     LoopKernel,
     Pass,
+    Product,
+    ProductAt,
     Reduced,
     Reduction,
     Store,
@@ -45,6 +51,9 @@ def verify_kernel(kernel: Kernel) -> None:
     - Buffers are numbered in order; loads and stores are on buffers of the kernel; no stored buffer is loaded.
     - A variable's name stands for one loop; a value depends on the loops around it only. `Reduced` is over all outer
       variables and reads a reduction of an earlier pass; `Accumulator` is at (batch, rows, columns), in stores only.
+    - In a chain, operands come from outside of it, passes read what earlier ones kept or reduced, the stores of a row
+      read reductions, and those of a sum its own accumulator. The conditions of `live` are affine in row and column,
+      with step 1 in the column.
     - Indices are normal: distinct atoms, no zero coefficient, divisors above 1.
     - Every load and store is in bounds wherever its guard holds.
     - Types are those of the op table, where a narrow float counts as the type it is computed in.
@@ -55,6 +64,8 @@ def verify_kernel(kernel: Kernel) -> None:
     """
     if isinstance(kernel, ContractionKernel):
         _Verifier(kernel).contraction(kernel)
+    elif isinstance(kernel, ChainKernel):
+        _Verifier(kernel).chain(kernel)
     else:
         _Verifier(kernel).loops(kernel)
 
@@ -74,6 +85,10 @@ class _Verifier:
         self.kernel = kernel
         self.available: set[Reduction] = set()
         self.outer: tuple[Variable, ...] = ()
+        # What may be read in a chain: products and kept values, and the accumulator's place.
+        self.blocks: dict[Product | Keep, DType] = {}
+        self.at: tuple[Variable, ...] = ()
+        self.summed: tuple[Variable, ...] | None = None
         self.written = {store.buffer for store in stores_of(kernel)}
         for position, buffer in enumerate(kernel.buffers):
             if buffer.position != position:
@@ -119,6 +134,76 @@ class _Verifier:
             self._store(store, self.outer)
         for buffer in self.written:
             self._written_once(buffer, self.outer, [((), s) for s in kernel.stores if s.buffer is buffer])
+
+    def chain(self, kernel: ChainKernel) -> None:
+        batch, rows, columns = self.at = (kernel.batch, kernel.rows, kernel.columns)
+        self.outer = (batch, rows)
+        depths, frees = [p.depth for p in kernel.products], [s.free for s in kernel.sums]
+        self._distinct(self.at, [(v,) for v in (*depths, *frees)])
+        if kernel.element is not kernel.element.compute or kernel.element is dtypes.bool_:
+            raise _fail(f"a chain in {kernel.element}, expected a number type that is computed in")
+        if not kernel.products:
+            raise _fail("a chain without products")
+        for condition in kernel.live:
+            self._live(condition, rows, columns)
+        for product in kernel.products:
+            for operand, across in ((product.left, rows), (product.right, columns)):
+                self._operand(kernel, operand, (batch, across, product.depth), "a product")
+            self.blocks[product] = kernel.element
+        for each in kernel.passes:
+            for reduction in each.reductions:
+                self._reduction(reduction, self.at)
+            self._values([k.value for k in each.keeps], self.at, "a kept value", accumulator=False)
+            self.available.update(each.reductions)
+            self.blocks.update((k, k.value.dtype.compute) for k in each.keeps)
+        stores: list[tuple[tuple[Variable, ...], Store]] = []
+        blocks, self.blocks = self.blocks, {}
+        for store in kernel.stores:
+            self._chain_store(store, self.outer)
+            stores.append((self.outer, store))
+        reductions, self.available = self.available, set()
+        for one in kernel.sums:
+            self.blocks = blocks
+            stores += self._sum(kernel, one)
+        self.available = reductions
+        for buffer in self.written:
+            own = [(scope, store) for scope, store in stores if store.buffer is buffer]
+            if len(own) != 1:
+                raise _fail(f"%{buffer.position} is stored by several parts of a chain")
+            self._written_once(buffer, own[0][0], [((), own[0][1])])
+
+    def _live(self, condition: Condition, rows: Variable, columns: Variable) -> None:
+        self._index(condition.index, "a condition of the chain")
+        self._guard((condition,), "a chain")
+        steps = dict(condition.index.terms)
+        if not set(steps) <= {rows, columns} or abs(steps.get(columns, 0)) != 1:
+            raise _fail(f"a chain is live by {indexing.format_index(condition.index)}, expected step 1 in the column")
+
+    def _operand(self, kernel: ChainKernel, operand: Value, scope: tuple[Variable, ...], place: str) -> None:
+        self._values([operand], scope, f"an operand of {place}", accumulator=False)
+        if any(isinstance(v, (ProductAt, Kept, Reduced)) for v in all_values([operand])):
+            raise _fail(f"an operand of {place} is computed by the chain")
+        if operand.dtype.compute is not kernel.element:
+            raise _fail(f"an operand of {place} is {operand.dtype} in a chain in {kernel.element}")
+
+    def _sum(self, kernel: ChainKernel, each: ChainSum) -> list[tuple[tuple[Variable, ...], Store]]:
+        """Check a sum; its stores, and the loops they are in."""
+        over, across = (kernel.rows, kernel.columns) if each.over_rows else (kernel.columns, kernel.rows)
+        self._values([each.left], self.at, "the left operand of a sum", accumulator=False)
+        if each.left.dtype is not kernel.element:
+            raise _fail(f"a sum of {each.left.dtype} in a chain in {kernel.element}")
+        self._operand(kernel, each.right, (kernel.batch, over, each.free), "a sum")
+        self.blocks = {}
+        self.summed = (kernel.batch, across, each.free)
+        for store in each.stores:
+            self._chain_store(store, self.summed)
+        scope, self.summed = self.summed, None
+        return [(scope, store) for store in each.stores]
+
+    def _chain_store(self, store: Store, scope: tuple[Variable, ...]) -> None:
+        if store.accumulate or store.guard:
+            raise _fail("a chain's store accumulates or is guarded")
+        self._store(store, scope)
 
     def _distinct(self, outer: Sequence[Variable], groups: Iterable[Sequence[Variable]]) -> None:
         extents: dict[str, int] = {}
@@ -174,6 +259,8 @@ class _Verifier:
                 self._reduced(value)
             elif isinstance(value, Accumulator):
                 self._accumulator(value, accumulator)
+            elif isinstance(value, (ProductAt, Kept)):
+                self._block(value)
             elif isinstance(value, Load):
                 self._load(value, empty)
             elif isinstance(value, Guarded):
@@ -195,11 +282,21 @@ class _Verifier:
         if value.dtype is not value.reduction.dtype:
             raise _fail(f"the result of a reduction of type {value.reduction.dtype} has type {value.dtype}")
 
+    def _block(self, value: ProductAt | Kept) -> None:
+        block = value.product if isinstance(value, ProductAt) else value.keep
+        if block not in self.blocks:
+            raise _fail("a product or a kept value is read where there is none")
+        if value.at != self.at:
+            raise _fail(f"a product or a kept value is read at {_names(value.at)}, expected {_names(self.at)}")
+        if value.dtype.compute is not self.blocks[block]:
+            raise _fail(f"a product or a kept value of type {self.blocks[block]} has type {value.dtype}")
+
     def _accumulator(self, value: Accumulator, allowed: bool) -> None:
-        if not isinstance(self.kernel, ContractionKernel) or not allowed:
+        place = self.outer if isinstance(self.kernel, ContractionKernel) else self.summed
+        if isinstance(self.kernel, LoopKernel) or place is None or not allowed:
             raise _fail("the accumulator is read outside the stores of a contraction")
-        if value.at != self.outer:
-            raise _fail(f"the accumulator is read at {_names(value.at)}, expected {_names(self.outer)}")
+        if value.at != place:
+            raise _fail(f"the accumulator is read at {_names(value.at)}, expected {_names(place)}")
         if value.dtype is not self.kernel.element:
             raise _fail(f"the accumulator of type {self.kernel.element} has type {value.dtype}")
 

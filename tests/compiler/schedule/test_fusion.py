@@ -9,7 +9,7 @@ import pytest
 from graph_strategies import graph_from_seed
 from kaun.compiler.ir import ops
 from kaun.compiler.pipeline import Compilation
-from kaun.compiler.schedule.collapse import all_values, pass_roots
+from kaun.compiler.schedule.collapse import all_values, roots_of
 from kaun.compiler.schedule.fusion import EXPENSIVE
 from kaun.compiler.schedule.loop_ir import Apply, ContractionKernel, Load, LoopKernel
 from schedule_examples import MODELS, TARGET, trace
@@ -29,9 +29,7 @@ def kernels_of(function, *arrays):
 
 
 def values_of(kernel):
-    if isinstance(kernel, ContractionKernel):
-        return all_values([kernel.left, kernel.right, *(s.value for s in kernel.stores)])
-    return all_values([root for each in kernel.passes for root in pass_roots(each)])
+    return all_values(roots_of(kernel))
 
 
 def with_gradient(function):

@@ -1,0 +1,546 @@
+"""The chain template: contractions to a matrix, passes over its rows, and contractions of what they keep.
+
+    for chunk in begin..end:                               parallel: batch entries, or rows of one
+      for b in the chunk's batch entries:
+        pack the products' right operands (and those of sums over columns) into panels, unless read in place
+        for m0 in the chunk's rows step block_rows:
+          the range of columns that are live for one of the rows: the rest is never computed
+          for each product:  tiles of (rows, columns in range) by the micro-kernel, into a block of scratch
+          for each row:      the passes: vectors along the columns, reductions, kept values to blocks of scratch
+                             the row's stores
+          for each sum over columns: tiles of (rows, e) by the micro-kernel, from a block; finished and stored
+          for each sum over rows:    tiles of (columns in range, e) added to sums that stay in scratch
+        finish and store the sums over rows
+
+The scores of attention are such a matrix: of its T x S elements there are never more than a block of rows, so memory
+grows with the length, not with its square. Row passes see whole rows, so that a softmax is the one of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+from ..schedule.collapse import all_values, roots_of
+from ..schedule.index import Variable
+from ..schedule.loop_ir import (
+    Buffer,
+    ChainKernel,
+    ChainSum,
+    Condition,
+    Keep,
+    Kept,
+    Product,
+    ProductAt,
+    Reduced,
+    RowPass,
+    Value,
+)
+from .arithmetic import BIT, I32, I64, Arithmetic, constant, lanes_of, memory_type, register_type, widened
+from .chain_blocking import ChainPlan, Memory, Step, plan
+from .contraction_packing import pack_memory_b
+from .control_flow import POINTER, counted_loop, index, offset, smaller
+from .emitter import Emitter, Lanes
+from .loops import _Accumulator, load_pointers
+from .micro_kernel import MicroKernel, emit_micro_kernel
+from .panels import Axis, PanelWriter
+from .vector_target import VectorTarget
+
+_BYTE = ir.IntType(8)
+
+
+def emit(module: ir.Module, name: str, kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
+    """Add the kernel's function to the module."""
+    chosen = plan(kernel, target)
+    signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
+    function = ir.Function(module, signature, name)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    if chosen.chunks:
+        _Function(kernel, chosen, target, function, builder).emit()
+    builder.ret_void()
+    return chosen
+
+
+class _ChainEmitter(Emitter):
+    """An emitter that reads products and kept values from the current row of their blocks."""
+
+    def __init__(
+        self, builder: ir.IRBuilder, arithmetic: Arithmetic, pointers: dict[Buffer, ir.Value], columns: Variable
+    ):
+        super().__init__(builder, arithmetic, pointers)
+        self.columns = columns
+        self.row_of: dict[Product | Keep, ir.Value] = {}
+        self.element: ir.Type = I32
+        self.align = 1
+
+    def _emit(self, value: Value) -> ir.Value:
+        if isinstance(value, ProductAt):
+            return self.read(value.product, value)
+        if isinstance(value, Kept):
+            return self.read(value.keep, value)
+        return super()._emit(value)
+
+    def _count(self) -> int:
+        return self.lanes.count if self.lanes is not None else 0
+
+    def _place(self, block: Product | Keep) -> ir.Value:
+        return offset(self.builder, self.row_of[block], self.element, (self.bindings[self.columns], 1))
+
+    def read(self, block: Product | Keep, value: Value) -> ir.Value:
+        kind = register_type(value.dtype.compute)
+        raw_kind = ir.IntType(_bits(self.element)) if kind == BIT else kind
+        raw = self.builder.load(self._place(block), typ=widened(raw_kind, self._count()), align=self.align)
+        return self.builder.trunc(raw, widened(BIT, self._count())) if kind == BIT else raw
+
+    def keep(self, block: Keep, value: ir.Value) -> None:
+        """Write down a value of the current vector of columns; bools take the room of an element."""
+        if self.lanes is not None:
+            value = self.spread(value)
+        scalar = value.type.element if lanes_of(value) else value.type
+        if scalar == BIT:
+            value = self.builder.zext(value, widened(ir.IntType(_bits(self.element)), lanes_of(value)))
+        self.builder.store(value, self._place(block), align=self.align)
+
+
+def _bits(element: ir.Type) -> int:
+    return element.width if isinstance(element, ir.IntType) else 32 if isinstance(element, ir.FloatType) else 64
+
+
+class _Function:
+    """Emits the loops of one chain."""
+
+    def __init__(
+        self, kernel: ChainKernel, chosen: ChainPlan, target: VectorTarget, function: ir.Function, builder: ir.IRBuilder
+    ):
+        self.kernel, self.plan, self.target = kernel, chosen, target
+        self.function, self.builder = function, builder
+        self.scalar = register_type(kernel.element)
+        self.size = kernel.element.itemsize
+        self.pointers = load_pointers(builder, function.args[0], kernel.buffers)
+        self.micro_kernels: dict[MicroKernel, ir.Function] = {}
+        # What depends on no loop is computed once, here in the entry block, and known to all later emitters.
+        self.known: dict[object, ir.Value] = {}
+        entry = self._emitter({})
+        for value in all_values(roots_of(kernel)):
+            if not value.variables and not isinstance(value, (ProductAt, Kept, Reduced)):
+                entry.evaluate(value)
+                for each in value.indices:
+                    entry.index(each)
+        self.known = dict(entry.scopes[0].memo)
+
+    def _emitter(self, bound: dict[Variable, ir.Value]) -> _ChainEmitter:
+        """An emitter at the builder's position that knows some variables."""
+        arithmetic = Arithmetic(self.builder, self.target.has_fma, self.target.has_f16c)
+        emitter = _ChainEmitter(self.builder, arithmetic, self.pointers, self.kernel.columns)
+        emitter.element, emitter.align = self.scalar, self.size * self.plan.products[0].tiles.lanes
+        emitter.scopes[0].memo.update(self.known)
+        for variable, value in bound.items():
+            emitter.bind(variable, value)
+        return emitter
+
+    def _scratch(self, nbytes: int) -> ir.Value:
+        return offset(self.builder, self.function.args[3], _BYTE, (nbytes, 1))
+
+    def emit(self) -> None:
+        builder, kernel, chosen = self.builder, self.kernel, self.plan
+        parts = -(-kernel.rows.extent // chosen.rows)
+        _, begin, end, _ = self.function.args
+        with counted_loop(builder, begin, end, name="chunk") as chunk:
+            entry = builder.udiv(chunk, index(parts)) if parts > 1 else chunk
+            part = builder.urem(chunk, index(parts)) if parts > 1 else index(0)
+            first_row = builder.mul(part, index(chosen.rows), flags=("nsw",))
+            last_row = smaller(builder, builder.add(first_row, index(chosen.rows)), kernel.rows.extent)
+            first = builder.mul(entry, index(chosen.batches), flags=("nsw",))
+            last = smaller(builder, builder.add(first, index(chosen.batches)), kernel.batch.extent)
+            with counted_loop(builder, first, last, name="batch") as batch:
+                self._batch_entry(batch, first_row, last_row)
+
+    def _batch_entry(self, batch: ir.Value, first_row: ir.Value, last_row: ir.Value) -> None:
+        builder, kernel, chosen = self.builder, self.kernel, self.plan
+        for product, step in zip(kernel.products, chosen.products, strict=True):
+            axes = (product.depth, kernel.columns)
+            self._pack_right(step, product.right, axes, batch, index(0), index(step.contraction.k))
+        for each, step in zip(kernel.sums, chosen.sums, strict=True):
+            if each.over_rows:
+                self._clear(step)
+            else:
+                axes = (kernel.columns, each.free)
+                self._pack_right(step, each.right, axes, batch, index(0), index(step.contraction.k))
+        with counted_loop(builder, first_row, last_row, chosen.block_rows, name="block") as start:
+            rows = smaller(builder, builder.sub(last_row, start), chosen.block_rows)
+            self._block(batch, start, rows)
+        for each, step in zip(kernel.sums, chosen.sums, strict=True):
+            if each.over_rows:
+                self._finish(
+                    each, step, batch, kernel.columns, index(0), index(kernel.columns.extent), index(0),
+                    index(each.free.extent),
+                )  # fmt: skip
+
+    def _block(self, batch: ir.Value, start: ir.Value, rows: ir.Value) -> None:
+        """One block of rows, from the products to the sums."""
+        kernel, chosen = self.kernel, self.plan
+        low, high = self._live(start, rows)
+        nr = chosen.products[0].tiles.nr
+        first, last = self._whole_tiles(low, high, nr)
+        for product, step in zip(kernel.products, chosen.products, strict=True):
+            self._product(product, step, batch, start, rows, first, last)
+        if kernel.passes or kernel.stores:
+            with counted_loop(self.builder, 0, rows, name="row") as row:
+                self._row(batch, self.builder.add(start, row, flags=("nsw",)), row, first, last)
+        for each, step in zip(kernel.sums, chosen.sums, strict=True):
+            if each.over_rows:
+                self._sum_over_rows(each, step, batch, start, rows, first, last)
+            else:
+                self._sum_over_columns(each, step, batch, start, rows, low, high)
+
+    # Which columns
+
+    def _live(self, start: ir.Value, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The columns from the first to behind the last that is live for one of the rows; at least one."""
+        builder, extent = self.builder, self.kernel.columns.extent
+        low, high = index(0), index(extent)
+        last_row = builder.sub(builder.add(start, rows), index(1))
+        for condition in self.kernel.live:
+            least, most = self._bounds(condition, start, last_row)
+            if least is not None:
+                low = _larger(builder, low, least)
+            if most is not None:
+                high = smaller(builder, high, builder.add(most, index(1)))
+        if self.kernel.live:
+            low = smaller(builder, low, extent - 1)
+            high = _larger(builder, high, builder.add(low, index(1)))
+        return low, high
+
+    def _bounds(
+        self, condition: Condition, first_row: ir.Value, last_row: ir.Value
+    ) -> tuple[ir.Value | None, ir.Value | None]:
+        """(smallest, largest) column for which the condition can hold for one of the rows, None for any.
+
+        With the condition low <= a * row + c * column + d < high, c being 1 or -1.
+        """
+        builder = self.builder
+        steps = dict(condition.index.terms)
+        a, c, d = steps.get(self.kernel.rows, 0), steps[self.kernel.columns], condition.index.constant
+        ends = [builder.add(builder.mul(row, index(a)), index(d)) for row in (first_row, last_row)]
+        lesser, greater = ends if a >= 0 else ends[::-1]
+        bottom, top = condition.index.bounds
+        by_low = by_high = None
+        if c == 1:
+            if bottom < condition.low:
+                by_low = builder.sub(index(condition.low), greater)
+            if top >= condition.high:
+                by_high = builder.sub(index(condition.high - 1), lesser)
+            return by_low, by_high
+        if bottom < condition.low:
+            by_high = builder.sub(greater, index(condition.low))
+        if top >= condition.high:
+            by_low = builder.sub(lesser, index(condition.high - 1))
+        return by_low, by_high
+
+    def _whole_tiles(self, low: ir.Value, high: ir.Value, nr: int) -> tuple[ir.Value, ir.Value]:
+        """The range widened to whole tiles; it holds a whole tile if there is one, so that vector loops run."""
+        builder, extent = self.builder, self.kernel.columns.extent
+        if not self.kernel.live:
+            return low, high
+        tiles = max(1, extent // nr)
+        first = builder.mul(smaller(builder, builder.udiv(low, index(nr)), tiles - 1), index(nr))
+        last = builder.mul(builder.udiv(builder.add(high, index(nr - 1)), index(nr)), index(nr))
+        return first, smaller(builder, last, extent)
+
+    # Contractions
+
+    def _pack_right(
+        self, step: Step, value: Value, axes: tuple[Variable, Variable], batch: ir.Value, start: ir.Value,
+        count: ir.Value,
+    ) -> None:  # fmt: skip
+        """Pack rows [start, start + count) of a right operand into panels of nr columns."""
+        if step.tiles.direct_b or not step.contraction.k:
+            return
+        destination = self._scratch(step.right_offset)
+        columns = index(step.contraction.n)
+        if step.right is not None:
+            source = self._memory(step.right, batch)
+            pack_memory_b(
+                self.builder, step.contraction, step.tiles, source, destination, (start, count), (index(0), columns)
+            )
+            return
+        emitter = self._emitter({self.kernel.batch: batch})
+        nr, lanes = step.tiles.nr, self.target.lanes(self.kernel.element.name)
+        writer = PanelWriter(emitter, self.kernel.element, value, lanes)
+        in_depth = Axis(axes[0], start, count, nr)
+        squares = step.contraction.b.fastest == 0 and step.tiles.lanes == lanes > 1
+
+        def panel(at: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            to_panel = offset(self.builder, destination, self.scalar, (self.builder.mul(at, count), 1))
+            width = smaller(self.builder, self.builder.sub(columns, at), nr)
+            in_columns = Axis(axes[1], at, width, 1, aligned=True)
+            (writer.squares if squares else writer.columns)(to_panel, in_depth, in_columns)
+            return []
+
+        emitter.loop(None, 0, columns, nr, [], panel)
+
+    def _memory(self, memory: Memory, batch: ir.Value) -> ir.Value:
+        """The address of an operand's element (0, 0)."""
+        emitter = self._emitter({self.kernel.batch: batch})
+        element = memory_type(memory.load.buffer.dtype)
+        return offset(self.builder, self.pointers[memory.load.buffer], element, (emitter.index(memory.base), 1))
+
+    def _right(self, step: Step, batch: ir.Value) -> Callable[[ir.Value, ir.Value, ir.Value], ir.Value]:
+        """right(k, count, column): the address of a tile's right operand, of which `count` rows are packed."""
+        if step.tiles.direct_b:
+            assert step.right is not None
+            base, stride = self._memory(step.right, batch), step.right.strides[0]
+            return lambda k, count, column: offset(self.builder, base, self.scalar, (k, stride), (column, 1))
+        panels, nr = self._scratch(step.right_offset), step.tiles.nr
+        return lambda k, count, column: offset(
+            self.builder, panels, self.scalar, (self.builder.mul(column, count), 1), (k, nr)
+        )
+
+    def _product(
+        self, product: Product, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, first: ir.Value,
+        last: ir.Value,
+    ) -> None:  # fmt: skip
+        builder, kernel = self.builder, self.kernel
+        block = self._scratch(self.plan.offsets[self.plan.blocks[product]])
+        depth = index(step.contraction.k)
+        strides = step.contraction.a.strides or (0, 0)
+        if step.left is not None:
+            left = offset(builder, self._memory(step.left, batch), self.scalar, (start, strides[0]))
+        else:
+            left = self._scratch(step.left_offset)
+            if step.contraction.k:
+                writer = PanelWriter(
+                    self._emitter({kernel.batch: batch}), kernel.element, product.left,
+                    self.target.lanes(kernel.element.name),
+                )  # fmt: skip
+                in_depth = Axis(product.depth, index(0), depth, 1, aligned=True)
+                writer.rows(left, Axis(kernel.rows, start, rows, strides[0]), in_depth)
+        right = self._right(step, batch)
+
+        def tile(row: ir.Value, size: int, column: ir.Value, columns: int) -> None:
+            call = self._micro_kernel(step, size, columns, self.plan.leading, accumulate=False)
+            builder.call(call, [
+                offset(builder, left, self.scalar, (row, strides[0])),
+                right(index(0), depth, column),
+                offset(builder, block, self.scalar, (row, self.plan.leading), (column, 1)),
+                depth,
+            ])  # fmt: skip
+
+        self._tiles(step, rows, self._row_sizes(step), first, last, tile)
+
+    def _row_sizes(self, step: Step) -> list[int]:
+        """The smaller tiles that end a block of rows."""
+        block, total, mr = self.plan.block_rows, self.kernel.rows.extent, step.tiles.mr
+        return sorted({size for size in (block % mr, total % block % mr) if size})
+
+    def _tiles(
+        self, step: Step, rows: ir.Value, sizes: Sequence[int], first: ir.Value, last: ir.Value,
+        tile: Callable[[ir.Value, int, ir.Value, int], None],
+    ) -> None:  # fmt: skip
+        """`tile(row, rows, column, columns)` for all tiles of rows x [first, last); a column of tiles at a time."""
+        builder, n, nr, mr = self.builder, step.contraction.n, step.tiles.nr, step.tiles.mr
+        whole = n - n % nr
+
+        def down(column: ir.Value, columns: int) -> None:
+            full = builder.mul(builder.udiv(rows, index(mr)), index(mr))
+            with counted_loop(builder, 0, full, mr, name="tile.m") as row:
+                tile(row, mr, column, columns)
+            left = builder.sub(rows, full)
+            for size in sizes:
+                with builder.if_then(builder.icmp_signed("==", left, index(size))):
+                    tile(full, size, column, columns)
+
+        if whole:
+            with counted_loop(builder, first, smaller(builder, last, whole), nr, name="tile.n") as column:
+                down(column, nr)
+        if n % nr:
+            with builder.if_then(builder.icmp_signed(">", last, index(whole))):
+                down(index(whole), n % nr)
+
+    def _micro_kernel(self, step: Step, rows: int, columns: int, tile_stride: int, accumulate: bool) -> ir.Function:
+        tiles, contraction = step.tiles, step.contraction
+        partial = columns % tiles.lanes if tiles.direct_b else 0
+        kernel = MicroKernel(
+            element=contraction.element,
+            rows=rows,
+            vectors=-(-columns // tiles.lanes),
+            lanes=tiles.lanes,
+            tile_stride=tile_stride,
+            a_strides=contraction.a.strides or (0, 0),
+            b_stride=(contraction.b.strides or (0, 0))[0] if tiles.direct_b else tiles.nr,
+            b_aligned=not tiles.direct_b,
+            last_lanes=partial or tiles.lanes,
+            unroll=tiles.unroll,
+            k_remainder=tiles.unroll > 1,
+            accumulate=accumulate,
+            has_fma=self.target.has_fma,
+        )
+        if kernel not in self.micro_kernels:
+            name = f"{self.function.name}.tile{len(self.micro_kernels)}"
+            self.micro_kernels[kernel] = emit_micro_kernel(
+                self.function.module, name, kernel, self.target.attributes
+            )
+        return self.micro_kernels[kernel]
+
+    # Sums
+
+    def _kept_block(self, each: ChainSum) -> ir.Value:
+        block = each.left.product if isinstance(each.left, ProductAt) else each.left.keep
+        return self._scratch(self.plan.offsets[self.plan.blocks[block]])
+
+    def _sum_over_columns(
+        self, each: ChainSum, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, low: ir.Value,
+        high: ir.Value,
+    ) -> None:  # fmt: skip
+        """Sums over the columns [low, high) of the rows of the block, finished tile by tile."""
+        builder, leading = self.builder, self.plan.leading
+        block, result = self._kept_block(each), self._scratch(step.tile_offset)
+        right, count = self._right(step, batch), builder.sub(high, low)
+        depth = index(step.contraction.k)
+
+        def tile(row: ir.Value, size: int, column: ir.Value, columns: int) -> None:
+            call = self._micro_kernel(step, size, columns, step.padded, accumulate=False)
+            builder.call(call, [
+                offset(builder, block, self.scalar, (row, leading), (low, 1)),
+                right(low, depth, column),
+                result,
+                count,
+            ])  # fmt: skip
+            first = builder.add(start, row, flags=("nsw",))
+            self._finish(each, step, batch, self.kernel.rows, first, index(size), column, index(columns))
+
+        self._tiles(step, rows, self._row_sizes(step), index(0), index(each.free.extent), tile)
+
+    def _sum_over_rows(
+        self, each: ChainSum, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, first: ir.Value,
+        last: ir.Value,
+    ) -> None:  # fmt: skip
+        """Add what the rows of the block give to the sums of the columns [first, last)."""
+        builder = self.builder
+        block, sums = self._kept_block(each), self._scratch(step.tile_offset)
+        self._pack_right(step, each.right, (self.kernel.rows, each.free), batch, start, rows)
+        right = self._right(step, batch)
+        base = start if step.tiles.direct_b else index(0)
+        block = offset(builder, block, self.scalar, (first, 1))
+        sums = offset(builder, sums, self.scalar, (first, step.padded))
+
+        def tile(at: ir.Value, size: int, column: ir.Value, columns: int) -> None:
+            call = self._micro_kernel(step, size, columns, step.padded, accumulate=True)
+            builder.call(call, [
+                offset(builder, block, self.scalar, (at, 1)),
+                right(base, rows, column),
+                offset(builder, sums, self.scalar, (at, step.padded), (column, 1)),
+                rows,
+            ])  # fmt: skip
+
+        rest = self.kernel.columns.extent % step.tiles.mr
+        free = index(each.free.extent)
+        self._tiles(step, builder.sub(last, first), [rest] if rest else [], index(0), free, tile)
+
+    def _clear(self, step: Step) -> None:
+        """Zero the sums over the rows of a batch entry."""
+        builder, lanes = self.builder, step.tiles.lanes
+        kind = ir.VectorType(self.scalar, lanes)
+        with counted_loop(builder, 0, self.kernel.columns.extent * step.padded, lanes, name="clear") as at:
+            pointer = offset(builder, self._scratch(step.tile_offset), self.scalar, (at, 1))
+            builder.store(ir.Constant(kind, None), pointer, align=lanes * self.size)
+
+    def _finish(
+        self, each: ChainSum, step: Step, batch: ir.Value, across: Variable, first: ir.Value, rows: ir.Value,
+        column: ir.Value, columns: ir.Value,
+    ) -> None:  # fmt: skip
+        """Evaluate a sum's stores on rows [first, first + rows) x [column, column + columns)."""
+        builder, lanes, n = self.builder, step.tiles.lanes, each.free.extent
+        sums, kind = self._scratch(step.tile_offset), ir.VectorType(self.scalar, lanes)
+        # Sums over rows lie at their columns; a tile of a sum over columns lies at the start.
+        from_column = column if each.over_rows else index(0)
+
+        def vector(row: ir.Value, at: ir.Value, valid: int) -> None:
+            pointer = offset(builder, sums, self.scalar, (row, step.padded), (from_column, 1), (at, 1))
+            value = builder.load(pointer, typ=kind, align=lanes * self.size)
+            emitter = self._emitter({self.kernel.batch: batch})
+            where: Lanes | None = None
+            if lanes == 1:
+                value = builder.extract_element(value, constant(I32, 0))
+            else:
+                where = Lanes(each.free, lanes, valid if valid < lanes else None)
+            emitter.accumulator = value
+            bound = {across: builder.add(first, row), each.free: builder.add(column, at)}
+            with emitter.scope(bound, where):
+                for store in each.stores:
+                    emitter.store(store)
+
+        partial = n % lanes
+        with counted_loop(builder, 0, rows, name="finish.m") as row:
+            whole = builder.and_(columns, index(-lanes)) if partial else columns
+            if n >= lanes:
+                with counted_loop(builder, 0, whole, lanes, name="finish.n") as at:
+                    vector(row, at, lanes)
+            if partial:
+                with builder.if_then(builder.icmp_signed("<", whole, columns)):
+                    vector(row, whole, partial)
+
+    # Rows
+
+    def _row(self, batch: ir.Value, m: ir.Value, row: ir.Value, first: ir.Value, last: ir.Value) -> None:
+        """The passes and the stores of one row."""
+        kernel, chosen = self.kernel, self.plan
+        emitter = self._emitter({kernel.batch: batch, kernel.rows: m})
+        for block, number in chosen.blocks.items():
+            start = self._scratch(chosen.offsets[number])
+            emitter.row_of[block] = offset(self.builder, start, self.scalar, (row, chosen.leading))
+        for each in kernel.passes:
+            self._pass(emitter, each, first, last)
+        for store in kernel.stores:
+            emitter.store(store)
+
+    def _pass(self, emitter: _ChainEmitter, each: RowPass, first: ir.Value, last: ir.Value) -> None:
+        columns, lanes = self.kernel.columns, self.plan.lanes
+        accumulators = [_Accumulator(r, emitter) for r in each.reductions]
+        carried = [value for a in accumulators for value in a.initial(lanes if lanes > 1 else 0)]
+        whole = columns.extent - columns.extent % lanes
+
+        def body(counter: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+            result = [v for a, value in zip(accumulators, values, strict=True) for v in a.step([value])]
+            kept = [emitter.evaluate(keep.value) for keep in each.keeps]
+            for keep, value in zip(each.keeps, kept, strict=True):
+                emitter.keep(keep, value)
+            return result
+
+        if whole:
+            stop = smaller(self.builder, last, whole)
+            vector = Lanes(columns, lanes) if lanes > 1 else None
+            carried = emitter.loop(columns, first, stop, lanes, carried, body, vector)
+        if whole < columns.extent:
+            tail = Lanes(columns, lanes, columns.extent - whole)
+            if self.kernel.live and whole:
+                carried = self._perhaps(emitter, last, whole, carried, body, tail)
+            else:
+                carried = emitter.loop(columns, whole, whole + 1, 1, carried, body, tail)
+        for accumulator, value in zip(accumulators, carried, strict=True):
+            emitter.reduced[accumulator.reduction] = accumulator.finish([value], True)
+
+    def _perhaps(
+        self, emitter: _ChainEmitter, last: ir.Value, whole: int, carried: list[ir.Value],
+        body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]], tail: Lanes,
+    ) -> list[ir.Value]:  # fmt: skip
+        """The masked last vector, if the range reaches it. What is carried goes through memory that LLVM removes."""
+        builder = self.builder
+        with builder.goto_entry_block():
+            places = [builder.alloca(value.type) for value in carried]
+        for place, value in zip(places, carried, strict=True):
+            builder.store(value, place)
+
+        def run() -> None:
+            before = [builder.load(place, typ=v.type) for place, v in zip(places, carried, strict=True)]
+            after = emitter.loop(self.kernel.columns, whole, whole + 1, 1, before, body, tail)
+            for place, value in zip(places, after, strict=True):
+                builder.store(value, place)
+
+        emitter.when(builder.icmp_signed(">", last, index(whole)), run)
+        return [builder.load(place, typ=v.type) for place, v in zip(places, carried, strict=True)]
+
+
+def _larger(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.select(builder.icmp_signed(">", a, b), a, b)

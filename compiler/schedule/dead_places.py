@@ -1,0 +1,148 @@
+"""Dead places of a chain: where a mask makes what is computed irrelevant, so that it need not be computed.
+
+A mask that compares two indices (`column <= row`, or a window) may decide, through `where`, that a place of the chain
+counts for nothing: every reduction over it takes in its neutral element there, and every sum adds zero. Whether that is
+so is found by evaluating the graph under the assumption that the comparison is false, as far as constants carry. One
+step is not arithmetic on constants: exp(x - max(x)) is zero where x is a very negative constant, if each row has a
+place where the mask holds. That takes for granted that the row's largest visible number is not itself as negative
+(nearer than a thousand to the constant); and zero times what is not computed is taken for zero, also if that would have
+been infinite or not a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ir import ops
+from ..ir.graph import Node
+from .expand import Indices
+from .index import Index, Variable
+from .loop_ir import Apply, Condition, IndexValue, Value
+
+# A constant this negative is one that masks: beside any ordinary number its exponential vanishes.
+MASKING = -10_000.0
+
+Expansions = Mapping[Node, Sequence[tuple[Indices, Value]]]
+
+
+def live_conditions(
+    reductions: Mapping[Node, Node], lefts: Sequence[Node], expansions: Expansions, rows: Variable, columns: Variable
+) -> tuple[Condition, ...]:
+    """The conditions outside of which a place of the chain takes no part.
+
+    `reductions`: what is reduced over the columns, and of what; `lefts`: what the sums are of.
+    """
+    found: dict[tuple[Index, int], Condition] = {}
+    for mask, places in expansions.items():
+        if mask.op not in (ops.le, ops.lt) or len(places) != 1:
+            continue
+        condition = _compared(places[0][1], rows, columns)
+        if condition is None:
+            continue
+        dead = _Dead(mask, condition, expansions, (rows, columns))
+        if all(dead.is_neutral(node.op.name, operand) for node, operand in reductions.items()) and all(
+            dead.value(left) == 0 for left in lefts
+        ):
+            found[condition.index, condition.low] = condition
+    return tuple(found.values())
+
+
+def _compared(value: Value, rows: Variable, columns: Variable) -> Condition | None:
+    """A comparison of two indices as a condition, if it is affine in the row and in the column with step 1."""
+    if not isinstance(value, Apply) or not all(isinstance(a, IndexValue) for a in value.arguments):
+        return None
+    left, right = (a.index for a in value.arguments if isinstance(a, IndexValue))
+    difference = right - left
+    steps = dict(difference.terms)
+    if not set(steps) <= {rows, columns} or abs(steps.get(columns, 0)) != 1:
+        return None
+    low = 0 if value.name == "le" else 1
+    return Condition(difference, low, difference.bounds[1] + 1) if difference.bounds[1] >= low else None
+
+
+class _Dead:
+    """What nodes are where the mask does not hold: a constant, or None for anything."""
+
+    def __init__(
+        self, mask: Node, condition: Condition, expansions: Expansions, axes: tuple[Variable, Variable]
+    ):
+        self.condition, self.expansions, self.axes = condition, expansions, axes
+        self.mask = mask
+        self.known: dict[Node, Any] = {mask: np.False_}
+
+    def is_neutral(self, reduction: str, operand: Node) -> bool:
+        value = self.value(operand)
+        if value is None:
+            return False
+        return bool(value == 0 if reduction == "reduce_sum" else reduction == "reduce_max" and value <= MASKING)
+
+    def value(self, node: Node) -> Any:
+        if node not in self.known:
+            self.known[node] = None  # for what is not looked into
+            if node in self.expansions:
+                self.known[node] = self._evaluate(node)
+        return self.known[node]
+
+    def _evaluate(self, node: Node) -> Any:
+        op = node.op
+        if op is ops.constant:
+            return node.dtype.numpy.type(node.attributes["value"])
+        if op in (ops.reshape, ops.permute, ops.broadcast):
+            return self.value(node.inputs[0])
+        if not op.is_elementwise:
+            return None
+        values = [self.value(child) for child in node.inputs]
+        if op is ops.where and values[0] is not None:
+            return values[1] if values[0] else values[2]
+        if op is ops.where:
+            return values[1] if values[1] is not None and values[1] == values[2] else None
+        if op is ops.and_ and any(v is not None and not v for v in values) and node.dtype.kind == "bool":
+            return np.False_
+        if op is ops.exp and self._is_far_below_maximum(node.inputs[0]):
+            return node.dtype.numpy.type(0)
+        if op is ops.mul and any(v is not None and v == 0 for v in values):
+            return node.dtype.numpy.type(0)
+        if op is ops.div and values[0] is not None and values[0] == 0:
+            return node.dtype.numpy.type(0)
+        if any(v is None for v in values):
+            return None
+        with np.errstate(all="ignore"):
+            return np.asarray(op.meaning(*(np.asarray(v) for v in values), **node.attributes))[()]
+
+    def _is_far_below_maximum(self, node: Node) -> bool:
+        """Whether the node is x - max(x), x a masking constant here, and each row has a place where the mask holds."""
+        if node.op is not ops.sub:
+            return False
+        masked, maximum = node.inputs[0], _unmoved(node.inputs[1])
+        value = self.value(masked)
+        if value is None or value > MASKING or maximum.op is not ops.reduce_max or maximum.inputs[0] is not masked:
+            return False
+        while masked.op is ops.cast:
+            masked = masked.inputs[0]
+        if masked.op is not ops.where or _unmoved(masked.inputs[0]) is not self.mask:
+            return False
+        return self._every_row_sees(maximum)
+
+    def _every_row_sees(self, maximum: Node) -> bool:
+        """Whether for each place of a row maximum there is one along what it reduces where the condition holds."""
+        for indices, _ in self.expansions.get(maximum, ()):
+            used = {v for index in indices for v in index.variables} & set(self.axes)
+            if len(used) > 1:
+                return False
+            own = used.pop() if used else self.axes[0]
+            other = self.axes[1] if own == self.axes[0] else self.axes[0]
+            steps = dict(self.condition.index.terms)
+            best = max(0, steps.get(other, 0) * (other.extent - 1))
+            values = np.arange(own.extent) * steps.get(own, 0) + self.condition.index.constant + best
+            if np.any(values < self.condition.low):
+                return False
+        return maximum in self.expansions
+
+
+def _unmoved(node: Node) -> Node:
+    while node.op in (ops.reshape, ops.permute, ops.broadcast):
+        node = node.inputs[0]
+    return node

@@ -1,0 +1,154 @@
+"""Attention holds no scores: memory grows with the length, hidden keys cost nothing, and masks do what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kaun.compiler.ir import dtypes
+from kaun.compiler.schedule.loop_ir import ChainKernel
+from schedule_examples import trace
+
+from kaun import attention, fn, layer, nx, value_and_grad
+from kaun.context import Context
+
+RANDOM = np.random.default_rng(0)
+
+
+def arrays(*shapes):
+    return [RANDOM.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def with_gradients(attend):
+    """Attention, and the gradients of its product with `g`."""
+
+    def function(q, k, v, g):
+        total, gradients = value_and_grad(lambda *qkv: nx.sum(attend(*qkv) * g), argnums=(0, 1, 2))(q, k, v)
+        return total, *gradients
+
+    return function
+
+
+def compiled(attend, q=(2, 3, 40, 8), kv=None):
+    """The compilation of attention with its gradients. Nothing is run."""
+    return trace(with_gradients(attend), *arrays(q, kv or q, kv or q, q)).compilation
+
+
+def chains_of(compilation):
+    return [k.kernel for k in compilation.kernels if isinstance(k.kernel, ChainKernel)]
+
+
+def dropped(q, k, v):
+    with nx.rng.with_key(nx.rng.key(3)):
+        return fn.dot_product_attention(q, k, v, dropout=0.25, is_causal=True)
+
+
+ATTENTIONS = {
+    "plain": fn.dot_product_attention,
+    "causal": lambda q, k, v: fn.dot_product_attention(q, k, v, is_causal=True),
+    "padded": lambda q, k, v: fn.dot_product_attention(q, k, v, mask=nx.arange(k.shape[-2]) < k.shape[-2] - 3),
+    "biased": lambda q, k, v: fn.dot_product_attention(q, k, v, mask=nx.arange(k.shape[-2]) * -0.1),
+    "dropped": dropped,
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2)], ids=["heads", "grouped heads"])
+def test_memory_is_linear_in_the_length_forward_and_backward(name, heads):
+    def needed(length):
+        shapes = [(1, count, length, 16) for count in heads]
+        program = compiled(ATTENTIONS[name], *shapes).program
+        return program.arena_bytes + program.scratch_bytes
+
+    assert needed(8192) <= 1.2 * 4 * needed(2048)
+    assert needed(8192) < 8192 * 8192
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_forward_is_one_kernel(name):
+    (kernel,) = trace(ATTENTIONS[name], *arrays(*[(2, 3, 40, 8)] * 3)).compilation.kernels
+    assert isinstance(kernel.kernel, ChainKernel)
+
+
+def test_causal_attention_computes_only_what_is_seen_and_no_other_does():
+    for name in ATTENTIONS:
+        kernels = chains_of(compiled(ATTENTIONS[name]))
+        causal = name in ("causal", "dropped")
+        assert kernels and all(len(kernel.live) == causal for kernel in kernels), name
+
+
+def test_hidden_keys_cannot_do_harm_even_if_they_are_not_numbers():
+    q, k, v = arrays(*[(1, 2, 200, 16)] * 3)
+    spoilt = [a.copy() for a in (k, v)]
+    for a in spoilt:
+        a[:, :, 150:] = np.nan
+    attend = ATTENTIONS["causal"]
+    # Whole tiles and blocks of rows are computed: what lies in them beside the diagonal is seen by the arithmetic.
+    right = attend(*map(nx.asarray, (q, k, v))).numpy()
+    seen = attend(*map(nx.asarray, (q, *spoilt))).numpy()
+    np.testing.assert_array_equal(seen[:, :, :100], right[:, :, :100])
+    assert np.isnan(seen[:, :, 150:]).all()
+
+
+def reference(q, k, v, seen, bias=0.0):
+    """Softmax attention in float64."""
+    q, k, v = (a.astype(np.float64) for a in (q, k, v))
+    scores = np.where(seen, q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1]) + bias, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 70), (70, 1), (129, 129), (200, 65), (65, 200)])
+def test_rows_and_columns_of_any_length_agree_with_float64(rows, columns):
+    q, k, v = arrays((2, rows, 8), (2, columns, 8), (2, columns, 24))
+    past = np.arange(columns) <= np.arange(rows)[:, None]
+    for causal, seen in ((False, np.ones((rows, columns), bool)), (True, past)):
+        y = fn.dot_product_attention(*map(nx.asarray, (q, k, v)), is_causal=causal).numpy()
+        np.testing.assert_allclose(y, reference(q, k, v, seen), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(dtypes.float64, 1e-12), (dtypes.bfloat16, 3e-2), (dtypes.float16, 4e-3)])
+def test_other_types_are_computed_as_wide_as_they_promise(dtype, tolerance):
+    q, k, v = arrays(*[(2, 2, 50, 8)] * 3)
+    narrow = [nx.astype(nx.asarray(a), dtype) for a in (q, k, v)]
+    y = fn.dot_product_attention(*narrow, is_causal=True)
+    exact = reference(*(nx.astype(a, dtypes.float64).numpy() for a in narrow), np.tri(50, dtype=bool))
+    assert y.dtype is dtype
+    np.testing.assert_allclose(nx.astype(y, dtypes.float64).numpy(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_dropped_weights_are_the_same_in_the_backward_pass():
+    """With v the identity the result is the weights, and the gradient of their sum by v counts those that are kept."""
+    q, k = arrays((1, 24, 8), (1, 24, 8))
+    v = nx.asarray(np.eye(24, dtype=np.float32)[None])
+
+    def attend(v):
+        with nx.rng.with_key(nx.rng.key(7)):
+            return fn.dot_product_attention(nx.asarray(q), nx.asarray(k), v, dropout=0.5)
+
+    weights = attend(v).numpy()
+    _, gradient = value_and_grad(lambda v: nx.sum(attend(v)))(v)
+    assert 0.3 < (weights == 0).mean() < 0.7
+    np.testing.assert_allclose(gradient.numpy()[0, :, 0], weights[0].sum(0), rtol=1e-5)
+
+
+def test_a_transformer_layer_with_everything_is_made_of_chains():
+    model = attention.multi_head_attention(
+        embed_dim=32, num_heads=4, num_kv_heads=2, dropout=0.1, is_causal=True, rope=True
+    )
+    with nx.rng.run(seed=0):
+        weights = layer.init(model)
+    mask = np.ones((4, 30), bool)
+
+    def step(params, x, mask):
+        def objective(params, x):
+            with nx.rng.with_key(nx.rng.key(5)):
+                ctx = Context(attention_mask=mask)
+                y, _ = layer.apply(model, weights.with_params(params), x, training=True, ctx=ctx)
+            return nx.sum(y * y)
+
+        return value_and_grad(objective, argnums=(0, 1))(params, x)
+
+    compilation = trace(step, weights.params, *arrays((4, 30, 32)), mask).compilation
+    assert len(chains_of(compilation)) >= 2
+    largest = max(life.nbytes for life in compilation.lifetimes.values())
+    assert largest < 4 * 4 * 30 * 30 * 4
