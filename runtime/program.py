@@ -25,8 +25,8 @@ class Executable:
         requests = [KernelRequest(_symbol(m.text), m.text, _emit(m.emit, _symbol(m.text))) for m in program.kernels]
         entry = program.entry
         symbol = _symbol(entry.text)
-        # The entry is a list of calls: nothing in it is worth an optimiser's time.
-        requests.append(KernelRequest(symbol, entry.text, _emit(entry.emit, symbol), level=1))
+        # The entry is a list of calls, long for a deep network: nothing in it is worth an optimiser's time.
+        requests.append(KernelRequest(symbol, entry.text, _emit(entry.emit, symbol), level=0))
         *addresses, entry_address = compile_kernels(requests, target)
         self.kernel_addresses = tuple(addresses)
         self._table = (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
