@@ -46,6 +46,7 @@ def vector_target(target: targets.Target) -> VectorTarget:
         l3_bytes=target.l3_bytes,
         has_f16c=target.has_f16c,
         attributes=targets.function_attributes(target),
+        cores=target.cores,
     )
 
 

@@ -41,6 +41,8 @@ class Target:
     has_f16c: conversion between float16 and float32 is one instruction.
     l1_bytes, l2_bytes, l3_bytes: data caches of one core, the last level shared between cores. A machine
         without a third level reports its second level there, so `l3_bytes >= l2_bytes >= l1_bytes > 0`.
+    cores: how many the machine has, whatever this process may use of them; 0 if unknown. It steers into how many
+        chunks contractions are cut, which changes no result.
     """
 
     triple: str
@@ -53,6 +55,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     l3_bytes: int
+    cores: int = 0
 
     @property
     def architecture(self) -> str:
@@ -169,7 +172,7 @@ def _detected() -> Target:
         fma, f16c = features.get("fma", False), features.get("f16c", False)
     else:
         bits, registers, fma, f16c = 128, 16, False, False
-    return Target(triple, cpu, _format_features(features), bits, registers, fma, f16c, l1, l2, l3)
+    return Target(triple, cpu, _format_features(features), bits, registers, fma, f16c, l1, l2, l3, os.cpu_count() or 0)
 
 
 def _parse_features(text: str) -> dict[str, bool]:

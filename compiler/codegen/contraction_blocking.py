@@ -33,7 +33,9 @@ _CACHE_WAYS = 8  # associativity assumed of the caches
 _SMALLEST_PAGE = 4096  # no first-level cache has longer ways, as it is indexed before addresses are translated
 _BUSY_TILE = 16  # multiply-adds of a k step that hide the loop around them; smaller tiles unroll k
 _MOST_CHUNKS = 512
-_THREADS = (1, 2, 4, 8, 16, 32, 64)  # thread counts a grid of chunks should serve; the plan never learns the real one
+_THREADS = (1, 2, 4, 8, 16, 32, 64)  # thread counts a grid of chunks should serve; the plan never learns the real one,
+_THREADS_PER_CORE = 2  # but on a machine whose cores are known stops here
+_TAIL = 0.25  # of a chunk: how long threads wait for the last one, as they neither start together nor run equally fast
 _ALIGNMENT = 64  # bytes of a cache line, and what scratch is aligned to
 _DEFAULT_L1, _DEFAULT_L2 = 16384, 131072  # where the target does not know its caches
 
@@ -374,17 +376,23 @@ def _choose_grid(
             mean, largest = chunk_slots(m / m_blocks, n / n_blocks), chunk_slots(min(mc, m), min(nc, n))
             pack_b = b_slots * n / n_blocks * k
             total = 0.0
-            for threads in _THREADS:
+            for threads in _thread_counts(target):
                 turns = -(-chunks // threads)
                 packs = min(turns, -(-chunks // m_blocks)) if keep_b else turns
                 # A thread that does many chunks does some of every size; the last may be a large one.
-                total += (turns * mean + largest - mean + packs * pack_b) * min(threads, most_chunks)
+                tail = largest - mean + (_TAIL * largest if threads > 1 else 0.0)
+                total += (turns * mean + tail + packs * pack_b) * min(threads, most_chunks)
             if chunks > max(batch, most_chunks):
                 total *= chunks / max(batch, most_chunks)
             if best is None or total < best[0]:
                 best = (total, mc, nc, keep_b)
     assert best is not None
     return best[1:]
+
+
+def _thread_counts(target: VectorTarget) -> Sequence[int]:
+    """Thread counts worth a thought on this machine."""
+    return [threads for threads in _THREADS if not target.cores or threads <= _THREADS_PER_CORE * target.cores]
 
 
 def _block_sizes(total: int, tile: int, limit: int) -> Iterator[int]:

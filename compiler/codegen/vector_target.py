@@ -26,6 +26,7 @@ class VectorTarget:
     l1_bytes, l2_bytes, l3_bytes: data cache sizes one core can use; 0 where a level is missing or unknown
     has_f16c:         whether float16 converts to and from float32 in one instruction
     attributes:       LLVM attributes for every function of a kernel
+    cores:            how many the machine has, 0 if unknown; only what changes no result may depend on it
     """
 
     vector_bits: int
@@ -36,6 +37,7 @@ class VectorTarget:
     l3_bytes: int
     has_f16c: bool = False
     attributes: str = "nounwind"
+    cores: int = 0
 
     def lanes(self, element: str) -> int:
         """Elements of one vector: a power of two, at least 1."""

@@ -242,6 +242,26 @@ def test_any_split_of_the_chunks_gives_the_same_bits() -> None:
     np.testing.assert_allclose(together, a.astype("float64") @ b.astype("float64"), rtol=1e-4, atol=1e-4)
 
 
+def test_the_number_of_cores_changes_the_chunks_but_no_bit() -> None:
+    contraction = dense(1, 200, 150, 900, transposed_a=True)
+    target = replace(AVX2, l1_bytes=8192, l2_bytes=65536)
+    generator = np.random.default_rng(4)
+    a, b = aligned((1, 900, 200), "float32"), aligned((1, 900, 150), "float32")
+    a[...], b[...] = generator.standard_normal(a.shape), generator.standard_normal(b.shape)
+    results, chunks = [], set()
+    for cores in (0, 1, 2, 64):
+        machine = replace(target, cores=cores)
+        blocking = plan(contraction, machine)
+        result = aligned((1, 200, 150), "float32", 0)
+        execute(contraction, machine, plain(contraction), [a, b, result, result], blocking)
+        results.append(result)
+        chunks.add(blocking.chunks)
+    assert len(chunks) > 1
+    for result in results[1:]:
+        np.testing.assert_array_equal(results[0].view(np.uint32), result.view(np.uint32))
+    np.testing.assert_allclose(results[0][0], a[0].T.astype("float64") @ b[0].astype("float64"), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("contiguous", [0, 1])
 @pytest.mark.parametrize("target", [AVX512, AVX2, SCALAR, TINY_CACHES], ids=["512 bits", "256 bits", "scalar", "tiny"])
 @pytest.mark.parametrize("sizes", [(21, 45, 33), (150, 37, 290), (2, 5, 3)], ids=str)
