@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import graph_strategies
 import numpy as np
@@ -23,6 +24,8 @@ from kaun.compiler.autodiff.vjp import gradients
 from kaun.compiler.ir import Graph, Node, dtypes, full, ops, print_graph
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.pipeline import Compilation
+from kaun.compiler.schedule import lower_contraction
+from kaun.compiler.schedule.placing import Side
 from kaun.runtime import target as targets
 from kaun.runtime.program import Executable
 
@@ -162,6 +165,25 @@ def convolutions() -> Iterator[Example]:
         example = _convolution(source)
         if example is not None:
             made += 1
+            yield example
+
+
+def images() -> Iterator[Example]:
+    """The same, and all that can be is read as an image, whether that pays or not: by rows or by channels."""
+    source = random.Random(6)
+    for swapped_first in (True, False) * 4:
+
+        def side(self: Any, first: bool = swapped_first) -> bool | None:
+            node = self.node
+            for swapped in (first, not first):
+                if self._image_at(Side.of(node, int(swapped))) is not None:
+                    return swapped
+            return None
+
+        example = None
+        while example is None:
+            example = _convolution(source)
+        with mock.patch.object(lower_contraction._Contract, "image_side", side):
             yield example
 
 
@@ -338,8 +360,8 @@ def _attention(dtype: dtypes.DType, sizes: tuple[int, ...], mask: str, heads_ins
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
-        movement, reductions, scatters, convolutions, narrow_single_lanes, rows_of_padding, reversed_halves,
-        rows_found_by_reductions, padded_columns_without_vectors, rows_read_again, attention,
+        movement, reductions, scatters, convolutions, images, narrow_single_lanes, rows_of_padding,
+        reversed_halves, rows_found_by_reductions, padded_columns_without_vectors, rows_read_again, attention,
     )
 }  # fmt: skip
 

@@ -35,6 +35,7 @@ class _Plain:
 
 def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[Contraction, Blocking]:
     """What the template is asked for, and how it will do it."""
+    assert kernel.image is None
     left = _operand(kernel, kernel.left, (kernel.rows, kernel.depth), target)
     right = _operand(kernel, kernel.right, (kernel.depth, kernel.columns), target)
     computed = left.strides is None or right.strides is None
@@ -74,29 +75,41 @@ def _operand(kernel: ContractionKernel, value: Value, axes: tuple[Variable, Vari
 def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: VectorTarget) -> Blocking:
     """Add the kernel's function to the module."""
     contraction, blocking = plan(kernel, target)
-    signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
-    function = ir.Function(module, signature, name)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    pointers = load_pointers(builder, function.args[0], kernel.buffers)
-    operands = _Callbacks(kernel, contraction, blocking, target, builder, pointers)
+    function, builder, pointers = start_kernel(module, name, kernel)
+    right = right_operand(kernel, target)
+    operands = Callbacks(kernel, right, blocking, target, builder, pointers)
     template.emit(function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish)
     builder.ret_void()
     return blocking
 
 
-class _Callbacks:
+def right_operand(kernel: ContractionKernel, target: VectorTarget) -> Operand:
+    """How the template gets B(b, k, n)."""
+    return _operand(kernel, kernel.right, (kernel.depth, kernel.columns), target)
+
+
+def start_kernel(
+    module: ir.Module, name: str, kernel: ContractionKernel
+) -> tuple[ir.Function, ir.IRBuilder, dict[Buffer, ir.Value]]:
+    """The kernel's function, a builder in its entry block, and the pointers to its buffers."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER]), name)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    return function, builder, load_pointers(builder, function.args[0], kernel.buffers)
+
+
+class Callbacks:
     """What the template calls back: sources of the operands and the epilogue."""
 
     def __init__(
         self,
         kernel: ContractionKernel,
-        contraction: Contraction,
+        right: Operand,
         blocking: Blocking,
         target: VectorTarget,
         builder: ir.IRBuilder,
         pointers: dict[Buffer, ir.Value],
     ):
-        self.kernel, self.contraction, self.blocking, self.target = kernel, contraction, blocking, target
+        self.kernel, self.right_operand, self.blocking, self.target = kernel, right, blocking, target
         self.pointers = pointers
         # What depends on no loop is computed once, here in the entry block, and known to all later emitters.
         entry = self._emitter(builder, {})
@@ -138,16 +151,23 @@ class _Callbacks:
         self, builder: ir.IRBuilder, batch: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
     ) -> None:
         """Evaluate the stores on one vector of finished sums."""
-        kernel, count = self.kernel, self.blocking.lanes
+        kernel = self.kernel
+        self.store({kernel.batch: batch, kernel.rows: m, kernel.columns: n}, kernel.columns, builder, sums, valid)
+
+    def store(
+        self, bindings: dict[Variable, ir.Value], along: Variable, builder: ir.IRBuilder, sums: ir.Value, valid: int
+    ) -> None:
+        """Evaluate the stores on a vector of sums along one of the bound variables."""
+        count = self.blocking.lanes
         emitter = self._emitter(builder, self.known)
         lanes = None
         if count == 1:
             sums = builder.extract_element(sums, ir.Constant(I32, 0))
         else:
-            lanes = Lanes(kernel.columns, count, valid if valid < count else None)
+            lanes = Lanes(along, count, valid if valid < count else None)
         emitter.accumulator = sums
-        with emitter.scope({kernel.batch: batch, kernel.rows: m, kernel.columns: n}, lanes):
-            for store in kernel.stores:
+        with emitter.scope(bindings, lanes):
+            for store in self.kernel.stores:
                 emitter.store(store)
 
     def _pack_left(
@@ -158,29 +178,42 @@ class _Callbacks:
         kernel, (row_step, depth_step) = self.kernel, self.blocking.a_panel
         # Blocks of rows start at multiples of mc.
         whole_vectors = self.blocking.a_block and (
-            self.blocking.mc % self.lanes == 0 or self.blocking.mc >= self.contraction.m
+            self.blocking.mc % self.lanes == 0 or self.blocking.mc >= kernel.rows.extent
         )
         in_rows = Axis(kernel.rows, row, rows, row_step, aligned=whole_vectors)
         in_depth = Axis(kernel.depth, column, columns, depth_step, aligned=True)
         slow, fast = (in_rows, in_depth) if depth_step == 1 else (in_depth, in_rows)
-        PanelWriter(self._bound(builder, batch), kernel.element, kernel.left, self.lanes).rows(destination, slow, fast)
+        PanelWriter(self.bound(builder, batch), kernel.element, kernel.left, self.lanes).rows(destination, slow, fast)
 
     def _pack_right(
         self, builder: ir.IRBuilder, destination: ir.Value, batch: ir.Value, row: ir.Value, rows: ir.Value,
         column: ir.Value, columns: ir.Value,
     ) -> None:  # fmt: skip
-        """Panels of B: element (p, j) goes to destination[(j // nr) * rows * nr + p * nr + j % nr]."""
-        kernel, nr = self.kernel, self.blocking.nr
-        emitter = self._bound(builder, batch)
+        self.pack_right(self.bound(builder, batch), destination, (row, rows), (column, columns))
+
+    def pack_right(
+        self,
+        emitter: Emitter,
+        destination: ir.Value,
+        depth: tuple[ir.Value, ir.Value],
+        across: tuple[ir.Value, ir.Value],
+        aligned: bool = True,
+    ) -> None:
+        """Panels of B: element (p, j) goes to destination[(j // nr) * rows * nr + p * nr + j % nr].
+
+        `depth` and `across`: start and count of the part's k and n. `aligned`: k starts at a multiple of the lanes.
+        """
+        kernel, nr, builder = self.kernel, self.blocking.nr, emitter.builder
+        (row, rows), (column, columns) = depth, across
         writer = PanelWriter(emitter, kernel.element, kernel.right, self.lanes)
 
         def panel(start: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             to_panel = offset(builder, destination, register_type(kernel.element), (builder.mul(start, rows), 1))
             left = builder.sub(columns, start)
             count = builder.select(builder.icmp_signed("<", left, constant(I64, nr)), left, constant(I64, nr))
-            in_depth = Axis(kernel.depth, row, rows, nr, aligned=True)
+            in_depth = Axis(kernel.depth, row, rows, nr, aligned)
             in_columns = Axis(kernel.columns, builder.add(column, start), count, 1, aligned=True)
-            if self.contraction.b.fastest == 0 and self.blocking.lanes == self.lanes > 1:
+            if self.right_operand.fastest == 0 and self.blocking.lanes == self.lanes > 1:
                 writer.squares(to_panel, in_depth, in_columns)
             else:
                 writer.columns(to_panel, in_depth, in_columns)
@@ -192,7 +225,7 @@ class _Callbacks:
     def lanes(self) -> int:
         return self.target.lanes(self.kernel.element.name)
 
-    def _bound(self, builder: ir.IRBuilder, batch: ir.Value) -> Emitter:
+    def bound(self, builder: ir.IRBuilder, batch: ir.Value) -> Emitter:
         """An emitter at the builder's position that knows the batch entry."""
         emitter = self._emitter(builder, self.known)
         emitter.bind(self.kernel.batch, batch)

@@ -9,7 +9,7 @@ from llvmlite import ir
 from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
 from ..schedule.loop_ir import ChainKernel, Kernel, LoopKernel
-from . import chain, chain_blocking, fused_contraction, loops
+from . import chain, chain_blocking, fused_contraction, loops, window_kernel
 from .vector_target import VectorTarget
 
 # Multiply-adds a core does in a nanosecond for each lane: two in a cycle, at 3 GHz.
@@ -24,9 +24,12 @@ def launch(kernel: Kernel, target: VectorTarget) -> Launch:
     if isinstance(kernel, ChainKernel):
         chained = chain_blocking.plan(kernel, target)
         return Launch(chained.chunks, chained.scratch_bytes, chained.multiply_adds / _MULTIPLY_ADDS)
-    contraction, blocking = fused_contraction.plan(kernel, target)
-    size = contraction.batch * contraction.m * contraction.n * contraction.k
-    lanes = target.lanes(contraction.element)
+    if kernel.image is not None:
+        blocking = window_kernel.plan(kernel, target)[1].blocking
+    else:
+        _, blocking = fused_contraction.plan(kernel, target)
+    size = kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent
+    lanes = target.lanes(kernel.element.name)
     return Launch(blocking.chunks, blocking.scratch_bytes, size / (lanes * _MULTIPLY_ADDS))
 
 
@@ -37,6 +40,8 @@ def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:
         loops.emit(module, name, kernel, target)
     elif isinstance(kernel, ChainKernel):
         chain.emit(module, name, kernel, target)
+    elif kernel.image is not None:
+        window_kernel.emit(module, name, kernel, target)
     else:
         fused_contraction.emit(module, name, kernel, target)
     return with_attributes(str(module), target)

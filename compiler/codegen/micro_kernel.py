@@ -29,6 +29,8 @@ class MicroKernel:
     last_lanes:  lanes of the last vector of B that may be read; fewer than `lanes` only if B is read in place
     unroll:      k steps a loop turn; k_remainder tells whether k may not be a multiple of it
     accumulate:  whether sums start from the tile's contents (more than one k block) or from zero
+    a_rows:      if A is found by tables instead of strides: distances of its rows from the first; the kernel then takes
+                 a fifth argument, i32 distances of each k step from the first
     """
 
     element: str
@@ -44,6 +46,7 @@ class MicroKernel:
     k_remainder: bool
     accumulate: bool
     has_fma: bool
+    a_rows: tuple[int, ...] = ()
 
 
 def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attributes: str) -> ir.Function:
@@ -57,7 +60,8 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
             for v in vectors: accumulators[r][v] += a * b[v]
     tile = accumulators
     """
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX]), name)
+    parameters = [POINTER, POINTER, POINTER, INDEX, *([POINTER] if kernel.a_rows else [])]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), parameters), name)
     function.linkage = "internal"
     # One copy, however many call sites: inlining it would only cost compile time.
     function.attributes.add("noinline")
@@ -66,7 +70,8 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
     for argument in function.args[:3]:
         argument.add_attribute("noalias")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    a, b, tile, k = function.args
+    a, b, tile, k = function.args[:4]
+    read = _Reading(kernel, a, function.args[4]) if kernel.a_rows else _Reading(kernel, None, a)
     scalar = element_type(kernel.element)
     vector, align = ir.VectorType(scalar, kernel.lanes), kernel.lanes * element_bits(kernel.element) // _BYTE_BITS
     places = [r * kernel.tile_stride + v * kernel.lanes for r in range(kernel.rows) for v in range(kernel.vectors)]
@@ -77,18 +82,47 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
     unrolled_k = k
     if kernel.k_remainder:
         unrolled_k = builder.and_(k, index(-kernel.unroll))  # unroll is a power of two
-    a, b, accumulators = _k_loop(builder, kernel, a, b, unrolled_k, accumulators, kernel.unroll)
+    at, b, accumulators = _k_loop(builder, read, read.start, b, unrolled_k, accumulators, kernel.unroll)
     if kernel.k_remainder:
-        _, _, accumulators = _k_loop(builder, kernel, a, b, builder.sub(k, unrolled_k), accumulators, 1)
+        _, _, accumulators = _k_loop(builder, read, at, b, builder.sub(k, unrolled_k), accumulators, 1)
     for pointer, value in zip(pointers, accumulators, strict=True):
         builder.store(value, pointer, align=align)
     builder.ret_void()
     return function
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How A is read: along a pointer that moves from k to k, or at `base` plus what a moving pointer into a table says.
+
+    start: where the moving pointer is at k = 0.
+    """
+
+    kernel: MicroKernel
+    base: ir.Value | None
+    start: ir.Value
+
+    def advance(self, builder: ir.IRBuilder, at: ir.Value, steps: int) -> ir.Value:
+        """The moving pointer `steps` k steps later."""
+        if self.base is not None:
+            return builder.gep(at, [index(steps)], source_etype=ir.IntType(32))
+        place = index(steps * self.kernel.a_strides[1])
+        return builder.gep(at, [place], source_etype=element_type(self.kernel.element))
+
+    def column(self, builder: ir.IRBuilder, at: ir.Value, step: int) -> tuple[ir.Value, list[int]]:
+        """A pointer, and the distances from it of the rows' elements `step` k steps after the moving pointer."""
+        rows, (row_stride, step_stride) = range(self.kernel.rows), self.kernel.a_strides
+        if self.base is None:
+            return at, [row * row_stride + step * step_stride for row in rows]
+        entry = builder.gep(at, [index(step)], source_etype=ir.IntType(32))
+        distance = builder.sext(builder.load(entry, typ=ir.IntType(32), align=4), INDEX)
+        first = builder.gep(self.base, [distance], source_etype=element_type(self.kernel.element))
+        return first, [self.kernel.a_rows[row] for row in rows]
+
+
 def _k_loop(
     builder: ir.IRBuilder,
-    kernel: MicroKernel,
+    read: _Reading,
     a: ir.Value,
     b: ir.Value,
     count: ir.Value,
@@ -96,7 +130,7 @@ def _k_loop(
     unroll: int,
 ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
     """`count` / `unroll` turns of `unroll` outer products; returns the advanced pointers and the sums."""
-    function, scalar = builder.function, element_type(kernel.element)
+    kernel, function, scalar = read.kernel, builder.function, element_type(read.kernel.element)
     before = builder.block
     header = function.append_basic_block("k.header")
     body = function.append_basic_block("k.body")
@@ -113,10 +147,10 @@ def _k_loop(
     builder.position_at_end(body)
     sums = list(carried[3:])
     for step in range(unroll):
-        sums = _outer_product(builder, kernel, carried[1], carried[2], step, sums)
+        sums = _outer_product(builder, read, carried[1], carried[2], step, sums)
     advanced = [
         builder.sub(left, index(unroll)),
-        builder.gep(carried[1], [index(unroll * kernel.a_strides[1])], source_etype=scalar),
+        read.advance(builder, carried[1], unroll),
         builder.gep(carried[2], [index(unroll * kernel.b_stride)], source_etype=scalar),
         *sums,
     ]
@@ -128,9 +162,10 @@ def _k_loop(
 
 
 def _outer_product(
-    builder: ir.IRBuilder, kernel: MicroKernel, a: ir.Value, b: ir.Value, step: int, sums: list[ir.Value]
+    builder: ir.IRBuilder, read: _Reading, a: ir.Value, b: ir.Value, step: int, sums: list[ir.Value]
 ) -> list[ir.Value]:
     """sums[r][v] + A[r, step] * B[step, v]."""
+    kernel = read.kernel
     scalar, lanes = element_type(kernel.element), kernel.lanes
     size = element_bits(kernel.element) // _BYTE_BITS
     columns = []
@@ -139,9 +174,9 @@ def _outer_product(
         valid = kernel.last_lanes if v == kernel.vectors - 1 else lanes
         columns.append(load_vector(builder, pointer, scalar, lanes, valid, size * lanes if kernel.b_aligned else size))
     result = []
-    for r in range(kernel.rows):
-        at = r * kernel.a_strides[0] + step * kernel.a_strides[1]
-        value = builder.load(builder.gep(a, [index(at)], source_etype=scalar), typ=scalar, align=size)
+    first, places = read.column(builder, a, step)
+    for r, at in enumerate(places):
+        value = builder.load(builder.gep(first, [index(at)], source_etype=scalar), typ=scalar, align=size)
         row = broadcast(builder, value, lanes)
         for v, column in enumerate(columns):
             result.append(multiply_add(builder, row, column, sums[r * kernel.vectors + v], kernel.has_fma))

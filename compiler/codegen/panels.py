@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -68,6 +68,20 @@ class PanelWriter:
                 self.emitter.loop(None, constant(I64, 0), slow.count, 1, [], down)
 
         self._vectors(fast, vector)
+
+    def box(self, place: ir.Value, axes: Sequence[Axis]) -> None:
+        """All of a box of any number of axes, vectors along the last one."""
+        first, *rest = axes
+        if not rest:
+            self._line(place, first)
+            return
+
+        def slice_(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            with self.emitter.scope({first.variable: self._at(first, i)}):
+                self.box(self._place(place, first, i), rest)
+            return []
+
+        self.emitter.loop(None, constant(I64, 0), first.count, 1, [], slice_)
 
     def _line(self, line: ir.Value, fast: Axis) -> None:
         def vector(i: ir.Value, lanes: Lanes | None) -> None:

@@ -7,6 +7,9 @@
         dot        over (C/g, *K), batched over g: (g, O/g, N, *P)
         permute    (N, g, O/g, *P), reshaped to (N, O, *P)
 
+Gaps between elements go first, where they can (convolution_phases). A contraction to few results is summed in parts of
+the channels, each of which can run beside the others: the weight gradient, whose channels are the examples, is one.
+
 A window that is one element wide and moves by one is no window. When a group has one output channel (depthwise
 convolutions and both their gradients) a window element is used once, so packing it for a contraction could only
 cost: it is multiplied and summed instead, which vectorises over places. A single group of one output channel stays
@@ -15,13 +18,30 @@ a contraction: it still shares the weights among all places.
 
 from __future__ import annotations
 
-from ..ir import Graph, Node, ops, rewrite
+import math
+
+from ..ir import Graph, Node, ops, rebuild, rewrite
+from .convolution_phases import split_phases
 from .rules import isolate_inputs
+
+# A contraction with at least this many results has work for many threads; a part of one multiplies at least as often
+# as the second number says.
+MANY_RESULTS, LEAST_PART = 2**18, 2**20
 
 
 def lower_convolutions(graph: Graph) -> Graph:
     """The graph without conv_general."""
-    return rewrite(isolate_inputs(graph), _lower)
+    graph = isolate_inputs(graph)
+    split = rewrite(graph, _without_gaps)
+    while split.nodes != graph.nodes:
+        graph, split = split, rewrite(split, _without_gaps)
+    return rewrite(graph, _lower)
+
+
+def _without_gaps(node: Node, inputs: tuple[Node, ...]) -> Node:
+    node = rebuild(node, inputs)
+    split = split_phases(node) if node.op is ops.conv_general else None
+    return node if split is None else split
 
 
 def _lower(node: Node, inputs: tuple[Node, ...]) -> Node:
@@ -51,8 +71,9 @@ def _windows(x: Node, kernel: tuple[int, ...], node: Node) -> Node:
 
 def _contract(windows: Node, w: Node, groups: int, node: Node) -> Node:
     batch, places, kernel = node.shape[0], node.shape[2:], w.shape[2:]
-    spatial = len(kernel)
-    if groups == 1:
+    outputs, channels, spatial = w.shape[0] // groups, w.shape[1], len(kernel)
+    parts = _parts(node, channels, channels * math.prod(kernel))
+    if groups == parts == 1:
         product = ops.dot_general(
             w,
             windows,
@@ -62,16 +83,28 @@ def _contract(windows: Node, w: Node, groups: int, node: Node) -> Node:
             rhs_contract=(1, *range(2 + spatial, 2 + 2 * spatial)),
         )
         return ops.permute(product, axes=(1, 0, *range(2, 2 + spatial)))
-    outputs, channels = w.shape[0] // groups, w.shape[1]
+    split = (parts,) if parts > 1 else ()
+    first = 2 + len(split)
     product = ops.dot_general(
-        ops.reshape(w, shape=(groups, outputs, channels, *kernel)),
-        ops.reshape(windows, shape=(batch, groups, channels, *places, *kernel)),
-        lhs_batch=(0,),
-        rhs_batch=(1,),
-        lhs_contract=tuple(range(2, 3 + spatial)),
-        rhs_contract=(2, *range(3 + spatial, 3 + 2 * spatial)),
+        ops.reshape(w, shape=(groups, outputs, *split, channels // parts, *kernel)),
+        ops.reshape(windows, shape=(batch, groups, *split, channels // parts, *places, *kernel)),
+        lhs_batch=(0, *range(2, first)),
+        rhs_batch=(1, *range(2, first)),
+        lhs_contract=tuple(range(first, first + 1 + spatial)),
+        rhs_contract=(first, *range(first + 1 + spatial, first + 1 + 2 * spatial)),
     )
-    return ops.reshape(ops.permute(product, axes=(2, 0, 1, *range(3, 3 + spatial))), shape=node.shape)
+    # (groups, parts if there are some, outputs, batch, *places)
+    summed = ops.reduce_sum(product, axes=(1,)) if split else product
+    return ops.reshape(ops.permute(summed, axes=(2, 0, 1, *range(3, 3 + spatial))), shape=node.shape)
+
+
+def _parts(node: Node, channels: int, depth: int) -> int:
+    """In how many parts the channels are summed: a divisor of their number. Narrow types would round each part."""
+    if node.dtype is not node.dtype.compute:
+        return 1
+    results = max(1, node.size)
+    most = min(MANY_RESULTS // results, results * depth // LEAST_PART)
+    return max((parts for parts in range(1, min(most, channels) + 1) if channels % parts == 0), default=1)
 
 
 def _multiply_and_sum(windows: Node, w: Node, node: Node) -> Node:

@@ -59,6 +59,66 @@ def narrow(conditions: list[Condition]) -> Guard | None:
     return tuple(kept)
 
 
+def _reshaped(indices: Indices, shape: tuple[int, ...], child: tuple[int, ...]) -> Indices:
+    """The place in an array of shape `child` that is row-major the same as `indices` in one of `shape`.
+
+    The axes fall into the smallest runs with equal products, each by itself: an axis that stays is not touched.
+    """
+    if 0 in shape:
+        return (ZERO,) * len(child)
+    here = [(index, extent) for index, extent in zip(indices, shape, strict=True) if extent != 1]
+    there = nontrivial(child)
+    found: list[Index] = []
+    start = 0
+    while len(found) < len(there):
+        stop, last = start + 1, len(found) + 1
+        outside, inside = here[start][1], there[len(found)]
+        while outside != inside:
+            if outside < inside:
+                outside, stop = outside * here[stop][1], stop + 1
+            else:
+                inside, last = inside * there[last], last + 1
+        position = indexing.flatten([index for index, _ in here[start:stop]], [n for _, n in here[start:stop]])
+        found += indexing.unflatten(position, there[len(found) : last])
+        start = stop
+    kept = iter(found)
+    return tuple(ZERO if extent == 1 else next(kept) for extent in child)
+
+
+def moves_only(node: Node) -> bool:
+    """Whether every element of the node is an element of its input, found by index arithmetic alone."""
+    return node.op.kind == "movement" and node.op not in (ops.pad, ops.concat)
+
+
+def moved(node: Node, indices: Indices) -> Indices:
+    """Where in its input the element of a node that only moves is found."""
+    child, attributes, op = node.inputs[0], node.attributes, node.op
+    if op is ops.reshape:
+        return _reshaped(indices, node.shape, child.shape)
+    if op is ops.again:
+        return indices
+    if op is ops.permute:
+        positions = {axis: i for i, axis in enumerate(attributes["axes"])}
+        return tuple(indices[positions[a]] for a in range(child.rank))
+    if op is ops.broadcast:
+        return tuple(ZERO if n == 1 else i for i, n in zip(indices, child.shape, strict=True))
+    if op is ops.slice_:
+        starts_and_steps = zip(indices, attributes["starts"], attributes["steps"], strict=True)
+        return tuple(i * step + start for i, start, step in starts_and_steps)
+    if op is ops.flip:
+        return tuple(
+            i * -1 + (n - 1) if a in attributes["axes"] else i
+            for a, (i, n) in enumerate(zip(indices, child.shape, strict=True))
+        )
+    if op is ops.window:
+        inside = list(indices[: child.rank])
+        for position, axis in enumerate(attributes["axes"]):
+            offset = indices[child.rank + position] * attributes["dilations"][position]
+            inside[axis] = inside[axis] * attributes["strides"][position] + offset
+        return tuple(inside)
+    raise Illegal(f"unknown movement op {op.name}")
+
+
 @dataclass
 class Expander:
     """Expands nodes for one kernel.
@@ -167,43 +227,11 @@ class Expander:
         return Reduced(node.dtype.compute, self.reductions[node], self.outer)
 
     def _movement(self, node: Node, indices: Indices, guard: Guard) -> Value:
-        child, attributes, op = node.inputs[0], node.attributes, node.op
-        if op is ops.pad:
+        if node.op is ops.pad:
             return self._pad(node, indices, guard)
-        if op is ops.concat:
+        if node.op is ops.concat:
             return self._concat(node, indices, guard)
-        if op is ops.reshape:
-            if nontrivial(child.shape) == nontrivial(node.shape):
-                kept = iter(i for i, n in zip(indices, node.shape, strict=True) if n != 1)
-                moved = tuple(ZERO if n == 1 else next(kept) for n in child.shape)
-            else:
-                moved = indexing.unflatten(indexing.flatten(indices, node.shape), child.shape)
-        elif op is ops.again:
-            moved = indices
-        elif op is ops.permute:
-            positions = {axis: i for i, axis in enumerate(attributes["axes"])}
-            moved = tuple(indices[positions[a]] for a in range(child.rank))
-        elif op is ops.broadcast:
-            moved = tuple(ZERO if n == 1 else i for i, n in zip(indices, child.shape, strict=True))
-        elif op is ops.slice_:
-            moved = tuple(
-                i * step + start
-                for i, start, step in zip(indices, attributes["starts"], attributes["steps"], strict=True)
-            )
-        elif op is ops.flip:
-            moved = tuple(
-                i * -1 + (n - 1) if a in attributes["axes"] else i
-                for a, (i, n) in enumerate(zip(indices, child.shape, strict=True))
-            )
-        elif op is ops.window:
-            inside = list(indices[: child.rank])
-            for position, axis in enumerate(attributes["axes"]):
-                offset = indices[child.rank + position] * attributes["dilations"][position]
-                inside[axis] = inside[axis] * attributes["strides"][position] + offset
-            moved = tuple(inside)
-        else:
-            raise Illegal(f"unknown movement op {op.name}")
-        return self.expand(child, moved, guard)
+        return self.expand(node.inputs[0], moved(node, indices), guard)
 
     def _pad(self, node: Node, indices: Indices, guard: Guard) -> Value:
         child = node.inputs[0]

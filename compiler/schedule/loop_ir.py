@@ -13,6 +13,8 @@ where a pass without variables runs once per outer iteration. A contraction kern
         accumulator = sum over k of left(b, m, k) * right(b, k, n)
         stores of expressions of the accumulator, b, m and n
 
+where left may be an image: an expression over axes of its own, taken at places that depend on b, m and k.
+
 A chain kernel computes a matrix with a contraction, goes over its rows, and contracts what became of it:
 
     for b (parallel), for blocks of m (parallel unless a sum is over rows), for m in the block:
@@ -259,9 +261,24 @@ class LoopKernel:
     passes: tuple[Pass, ...]
 
 
+@dataclass(frozen=True)
+class Image:
+    """Few elements that stand for many: an operand's element is an expression over `axes`, taken at `places`.
+
+    `places` are sums of parts that each depend on one loop variable, as windows make them, so that a block of the
+    operand is a box of the image, and an element's distance from the box's first is a sum of tabulated parts.
+    """
+
+    axes: tuple[Variable, ...]
+    places: tuple[Index, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class ContractionKernel:
-    """accumulator[b, m, n] = sum_k left[b, m, k] * right[b, k, n], then `stores`."""
+    """accumulator[b, m, n] = sum_k left[b, m, k] * right[b, k, n], then `stores`.
+
+    With an `image`, `left` is an expression over the image's axes, and left[b, m, k] what it is at the image's places.
+    """
 
     buffers: tuple[Buffer, ...]
     batch: Variable
@@ -272,6 +289,7 @@ class ContractionKernel:
     right: Value
     element: DType
     stores: tuple[Store, ...]
+    image: Image | None = None
 
 
 @dataclass(frozen=True, eq=False)

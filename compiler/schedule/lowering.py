@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ..ir import dtypes, ops
 from ..ir.graph import Node
 from . import index as indexing
 from .expand import Expander, Illegal, Indices, nontrivial, spread
 from .index import ZERO, FromData, Index, Variable
-from .loop_ir import (
-    Apply,
-    Condition,
-    ContractionKernel,
-    Guarded,
-    Kernel,
-    Literal,
-    Load,
-    LoopKernel,
-    Pass,
-    Reduced,
-    Reduction,
-    Store,
-    Value,
-)
-from .placing import Side, epilogue_place, fresh, place_from, require_bijection, solve
+from .loop_ir import Apply, Literal, LoopKernel, Pass, Reduced, Reduction, Store, Value
+from .lower_contraction import lower_contraction
+from .placing import Lowered, fresh, place_from, require_bijection, solve
+
+__all__ = ["MOST_PARTS", "Lowered", "lower"]
 
 # A concatenation of more parts than this is written part by part; of fewer it is a choice inside an expression.
 MOST_PARTS = 4
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A kernel, and how often each node inside it is computed at a different place (1: never recomputed)."""
-
-    kernel: Kernel
-    counts: dict[Node, int]
 
 
 def lower(
@@ -62,7 +42,7 @@ def lower(
             raise Illegal("a scatter_add has a kernel of its own")
         return _lower_scatter(scatters[0], has_memory)
     if contractions:
-        return _lower_contraction(contractions[0], members, outputs, has_memory, lanes)
+        return lower_contraction(contractions[0], members, outputs, has_memory, lanes)
     return _Loops(members, outputs, has_memory).lower()
 
 
@@ -263,121 +243,3 @@ def _lower_concat(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
         start += extent
     kernel = LoopKernel(tuple(expander.buffers.values()), outer, tuple(passes))
     return Lowered(kernel, expander.counts())
-
-
-# Contractions
-
-
-def _lower_contraction(
-    node: Node, members: Sequence[Node], outputs: Sequence[Node], has_memory: Callable[[Node], bool], lanes: int
-) -> Lowered:
-    """Vectors run along the columns, so the side whose free axes the result has last becomes the columns."""
-    build = _Contract(node, members, outputs, has_memory, lanes)
-    lowered = build.lower(swapped=False)
-    kernel = lowered.kernel
-    assert isinstance(kernel, ContractionKernel)
-    strides = dict(kernel.stores[0].index.terms) if kernel.stores else {}
-    if kernel.columns.extent == 1 or (strides.get(kernel.columns) != 1 and strides.get(kernel.rows) == 1):
-        if kernel.rows.extent > 1:
-            return build.lower(swapped=True)
-    return lowered
-
-
-def _padded(extents: tuple[int, ...], lanes: int) -> tuple[int, ...]:
-    """The extents with the last one rounded up so that vectors do not cross rows, where that adds at most a quarter."""
-    if len(nontrivial(extents)) < 2 or extents[-1] == 1:
-        return extents
-    last = extents[-1]
-    better = 1 << (last - 1).bit_length() if last < lanes else -(-last // lanes) * lanes
-    return (*extents[:-1], better) if last < better <= last * 1.25 else extents
-
-
-class _Contract:
-    """Lowers one contraction with the members that finish it.
-
-    An operand that is not a plain array (a window of an image) is easier to read row by row: with `lanes`, the last
-    axis of the columns, or of the depth, is padded to whole vectors. Places that are not there are guarded.
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        members: Sequence[Node],
-        outputs: Sequence[Node],
-        has_memory: Callable[[Node], bool],
-        lanes: int,
-    ):
-        self.node, self.members, self.outputs = node, members, outputs
-        self.has_memory, self.lanes = has_memory, lanes
-
-    def lower(self, swapped: bool) -> Lowered:
-        plain = self._lower(swapped, False, False)
-        kernel = plain.kernel
-        assert isinstance(kernel, ContractionKernel)
-        if self.lanes == 1 or not _is_computed(kernel.right):
-            return plain
-        for pad_columns, pad_depth in ((True, True), (True, False), (False, True)):
-            try:
-                return self._lower(swapped, pad_columns, pad_depth)
-            except Illegal:
-                continue
-        return plain
-
-    def _lower(self, swapped: bool, pad_columns: bool, pad_depth: bool) -> Lowered:
-        node = self.node
-        lhs, rhs = Side.of(node, 0), Side.of(node, 1)
-        left, right = (rhs, lhs) if swapped else (lhs, rhs)
-        column_extents, depth_extents = right.extents(right.free), lhs.extents(lhs.contract)
-        padded_columns = _padded(column_extents, self.lanes) if pad_columns else column_extents
-        padded_depth = _padded(depth_extents, self.lanes) if pad_depth else depth_extents
-        batch = Variable("b", math.prod(lhs.extents(lhs.batch)))
-        rows = Variable("m", math.prod(left.extents(left.free)))
-        columns = Variable("n", math.prod(padded_columns))
-        depth = Variable("k", math.prod(padded_depth))
-        in_batch = indexing.unflatten(indexing.of(batch), lhs.extents(lhs.batch))
-        in_depth = indexing.unflatten(indexing.of(depth), padded_depth)
-        in_rows = indexing.unflatten(indexing.of(rows), left.extents(left.free))
-        in_columns = indexing.unflatten(indexing.of(columns), padded_columns)
-        own = (*in_batch, *in_columns, *in_rows) if swapped else (*in_batch, *in_rows, *in_columns)
-        on_columns = _inside(in_columns, column_extents, padded_columns)
-        on_depth = _inside(in_depth, depth_extents, padded_depth)
-
-        variables = (batch, rows, columns)
-        inside = frozenset(self.members)
-        expander = Expander(self.has_memory, inside, anchor=node, anchor_variables=variables)
-        value_left = expander.expand(left.node, left.indices(in_batch, in_depth, in_rows), on_depth)
-        value_right = expander.expand(right.node, right.indices(in_batch, in_depth, in_columns), on_columns + on_depth)
-        if on_depth:
-            zero = Literal(node.dtype.compute, 0)
-            value_left = Guarded(node.dtype.compute, on_depth, value_left, zero)
-            value_right = Guarded(node.dtype.compute, on_depth, value_right, zero)
-        if expander.anchor_demands or expander.demands.keys() - {node}:
-            raise Illegal("an operand of the contraction is made by the same kernel")
-        everywhere = frozenset(v for v in variables if v.extent != 1)
-        padding = (padded_columns[-1], column_extents[-1]) if column_extents else (1, 1)
-        stores = []
-        for output in self.outputs:
-            place = own if output is node else epilogue_place(output, node, own, inside, self.has_memory)
-            require_bijection(place, output, everywhere, padding)
-            value = expander.expand(output, place, on_columns)
-            index = indexing.flatten(place, output.shape)
-            stores.append(Store(expander.buffer(output), index, value, guard=on_columns))
-        if any(demand != own for demand in expander.anchor_demands):
-            raise Illegal("the contraction's result is needed at another place")
-        kernel = ContractionKernel(
-            tuple(expander.buffers.values()), batch, rows, columns, depth, value_left, value_right,
-            node.dtype.compute, tuple(stores),
-        )  # fmt: skip
-        return Lowered(kernel, expander.counts())
-
-
-def _inside(indices: Indices, extents: tuple[int, ...], padded: tuple[int, ...]) -> tuple[Condition, ...]:
-    """The condition that holds where a padded axis is really there."""
-    return (Condition(indices[-1], 0, extents[-1]),) if extents != padded else ()
-
-
-def _is_computed(value: Value) -> bool:
-    """Whether an operand is more than an array with constant strides."""
-    if not isinstance(value, Load) or value.guard:
-        return True
-    return any(not isinstance(atom, Variable) for atom, _ in value.index.terms)

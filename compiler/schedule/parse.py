@@ -19,6 +19,7 @@ from .loop_ir import (
     Condition,
     ContractionKernel,
     Guarded,
+    Image,
     IndexValue,
     Keep,
     Kept,
@@ -45,6 +46,7 @@ _PRODUCT = re.compile(r"product over (\w+ < \d+) \{")
 _BLOCK = re.compile(r"\} = (p\d+)")
 _KEEP = re.compile(r"keep (v\d+) = (p\d+)")
 _SUM = re.compile(r"sum over (\w+), (\w+ < \d+) \{")
+_IMAGE = re.compile(r"(\w+ < \d+) at (.*)")
 _DEFINITION = re.compile(r"(v\d+) = (.*) : (\w+)")
 _REDUCTION = re.compile(r"(s\d+) = (\w+) (v\d+)(?: at (v\d+))? : (\w+)")
 _STORE = re.compile(r"store %(\d+)\[(.*)\] (\+?=) (v\d+)")
@@ -189,10 +191,13 @@ class _Parser:
         self.at += 1
         operands: dict[str, Value] = {}
         stores: list[Store] = []
+        image: Image | None = None
         while self.current() != "}":
             line = self.current()
             side, _, name = line.partition(" ")
-            if side in ("left", "right") and side not in operands:
+            if side == "image" and image is None:
+                image = self._image(name)
+            elif side in ("left", "right") and side not in operands:
                 operands[side] = self.named(self.values, name, "value")
             elif line.startswith("store "):
                 stores.append(self._store(line))
@@ -203,7 +208,15 @@ class _Parser:
             raise self.error("expected a left and a right operand before the end of the contraction")
         self.closing()
         left, right, kind = operands["left"], operands["right"], self.dtype(element)
-        return ContractionKernel(self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores))
+        return ContractionKernel(self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores), image)
+
+    def _image(self, text: str) -> Image:
+        axes, places = [], []
+        for part in text.split(", ") if text else []:
+            axis, place = self.match(_IMAGE, part, "an axis like 'x0 < 8 at m + k'").groups()
+            places.append(self._index(place))
+            axes.append(self._variable(axis))
+        return Image(tuple(axes), tuple(places))
 
     def _chain(self) -> ChainKernel:
         expected = "'chain b < 1, m < 8, n < 8 in float32 {'"

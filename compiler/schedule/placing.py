@@ -10,6 +10,15 @@ from ..ir.graph import Node
 from . import index as indexing
 from .expand import Expander, Illegal, Indices, nontrivial, spread
 from .index import ZERO, FloorDivision, FromData, Index, Remainder, Variable
+from .loop_ir import Kernel
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel, and how often each node inside it is computed at a different place (1: never recomputed)."""
+
+    kernel: Kernel
+    counts: dict[Node, int]
 
 
 def solve(equations: list[tuple[Index, Index]], unknowns: Sequence[Variable]) -> dict[Variable, Index]:

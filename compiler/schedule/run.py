@@ -38,6 +38,7 @@ from .loop_ir import (
     Reduced,
     Reduction,
     Store,
+    Substitution,
     Value,
 )
 
@@ -77,7 +78,10 @@ def _run_loops(kernel: LoopKernel, arrays: Sequence[Array]) -> None:
 
 def _run_contraction(kernel: ContractionKernel, arrays: Sequence[Array]) -> None:
     """Sums in float64, or in the integer type itself, which wraps."""
-    left = _Nest((kernel.batch, kernel.rows, kernel.depth), arrays).everywhere(kernel.left)
+    value = kernel.left
+    if kernel.image is not None:
+        value = Substitution(dict(zip(kernel.image.axes, kernel.image.places, strict=True))).value(value)
+    left = _Nest((kernel.batch, kernel.rows, kernel.depth), arrays).everywhere(value)
     right = _Nest((kernel.batch, kernel.depth, kernel.columns), arrays).everywhere(kernel.right)
     wide = np.float64 if kernel.element.is_float else kernel.element.numpy
     with np.errstate(all="ignore"):

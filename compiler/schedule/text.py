@@ -129,6 +129,10 @@ class _Printer:
     def _contraction(self, kernel: ContractionKernel) -> None:
         loops = ", ".join(f"{v.name} < {v.extent}" for v in (kernel.batch, kernel.rows, kernel.columns))
         self._open(f"contract {loops} over {kernel.depth.name} < {kernel.depth.extent} in {kernel.element}")
+        if kernel.image is not None:
+            axes = zip(kernel.image.axes, kernel.image.places, strict=True)
+            places = ", ".join(f"{v.name} < {v.extent} at {format_index(place, self.value)}" for v, place in axes)
+            self.line(f"image {places}")
         self.line(f"left {self.value(kernel.left)}")
         self.line(f"right {self.value(kernel.right)}")
         for store in kernel.stores:

@@ -25,6 +25,7 @@ from .loop_ir import (
     Condition,
     ContractionKernel,
     Guarded,
+    Image,
     IndexValue,
     Keep,
     Kept,
@@ -48,6 +49,7 @@ _POSITIONED = ("argmax", "argmin")
 def verify_kernel(kernel: Kernel) -> None:
     """Raise VerificationError unless the kernel keeps every rule of the loop IR.
 
+    - An image's places lie on its axes and are sums of parts of one loop variable each.
     - Buffers are numbered in order; loads and stores are on buffers of the kernel; no stored buffer is loaded.
     - A variable's name stands for one loop; a value depends on the loops around it only. `Reduced` is over all outer
       variables and reads a reduction of an earlier pass; `Accumulator` is at (batch, rows, columns), in stores only.
@@ -124,7 +126,10 @@ class _Verifier:
         if kernel.element is not kernel.element.compute or kernel.element is dtypes.bool_:
             raise _fail(f"a contraction in {kernel.element}, expected a number type that is computed in")
         for name, operand, across in (("left", kernel.left, kernel.rows), ("right", kernel.right, kernel.columns)):
-            scope = (kernel.batch, across, kernel.depth)
+            scope: tuple[Variable, ...] = (kernel.batch, across, kernel.depth)
+            if kernel.image is not None and operand is kernel.left:
+                self._image(kernel.image, scope)
+                scope = kernel.image.axes
             self._values([operand], scope, f"the {name} operand", accumulator=False)
             if operand.dtype.compute is not kernel.element:
                 raise _fail(f"the {name} operand is {operand.dtype} in a contraction in {kernel.element}")
@@ -204,6 +209,19 @@ class _Verifier:
         if store.accumulate or store.guard:
             raise _fail("a chain's store accumulates or is guarded")
         self._store(store, scope)
+
+    def _image(self, image: Image, scope: tuple[Variable, ...]) -> None:
+        self._distinct((*self.outer, *image.axes), [])
+        if len(image.axes) != len(image.places):
+            raise _fail(f"an image of {len(image.axes)} axes at {len(image.places)} places")
+        for axis, place in zip(image.axes, image.places, strict=True):
+            self._index(place, "the image")
+            self._in_scope(place.variables, scope, f"the place on {axis.name} of the image")
+            text = indexing.format_index(place)
+            if any(len(atom.variables) != 1 for atom, _ in place.terms) or place.has_data:
+                raise _fail(f"a part of an image's place depends on more than one loop: {text}")
+            if all(v.extent for v in scope) and not ranges.is_within(place, axis.extent, ()):
+                raise _fail(f"a place on {axis.name} < {axis.extent} of the image may be outside: {text}")
 
     def _distinct(self, outer: Sequence[Variable], groups: Iterable[Sequence[Variable]]) -> None:
         extents: dict[str, int] = {}

@@ -83,3 +83,40 @@ def test_depthwise_convolutions_and_their_gradients_multiply_and_sum(which: str)
     inputs = tuple(n for n in Graph((), (node,)).nodes if n.op is ops.input_)
     result = names(passes.run(Graph(inputs, (node,))))
     assert "dot_general" not in result and "reduce_sum" in result
+
+
+def test_an_image_with_gaps_is_convolved_phase_by_phase() -> None:
+    x, _, y = convolution((2, 3, 8, 8), (4, 3, 3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    (dx,) = gradients([y], [ops.input_(identity=("lower", "g"), dtype=y.dtype, shape=y.shape)], [x])
+    graph = passes.lower_convolutions(Graph(tuple(n for n in Graph((), (dx,)).nodes if n.op is ops.input_), (dx,)))
+    dots = [node for node in graph.nodes if node.op is ops.dot_general]
+    # Even and odd rows and columns see 1 or 2 of the kernel's 3 rows and columns: 9 products for 4 elements, not 36.
+    products = sorted(node.op.flops(node) // (2 * 4 * node.size) for node in dots)
+    assert products == [1, 2, 2, 4]
+    assert not any(any(node.attributes["interior"]) for node in graph.nodes if node.op is ops.pad)
+
+
+@pytest.mark.parametrize("gap", (2, 3, 4, 6))
+def test_phases_of_any_gap_and_dilation_keep_their_values(gap: int) -> None:
+    for dilation, low, high, size in ((1, 0, 5, 4), (2, 7, 1, 3), (3, 1, 0, 2), (4, 3, 20, 2), (6, 12, 9, 3)):
+        x, w, y = convolution(
+            (1, 2, 3), (2, 2, size), padding=((low, high + dilation * size),), lhs_dilation=(gap,),
+            rhs_dilation=(dilation,),
+        )  # fmt: skip
+        graph = Graph((x, w), (y,))
+        lowered = passes.lower_convolutions(graph)
+        verify(lowered)
+        values = np.random.default_rng(0)
+        arguments = values.normal(size=x.shape), values.normal(size=w.shape)
+        np.testing.assert_allclose(evaluate(graph, arguments)[0], evaluate(lowered, arguments)[0], atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype, split", ((dtypes.float32, True), (dtypes.bfloat16, False)))
+def test_a_weight_gradient_is_summed_in_parts_of_the_examples_unless_that_would_round(
+    dtype: dtypes.DType, split: bool
+) -> None:
+    x, w, y = convolution((32, 8, 32, 32), (16, 8, 3, 3), dtype, padding=((1, 1), (1, 1)))
+    cotangent = ops.input_(identity=("lower", "g"), dtype=dtype, shape=y.shape)
+    (dw,) = gradients([y], [cotangent], [w])
+    result = names(passes.lower_convolutions(Graph((x, cotangent), (dw,))))
+    assert result.count("dot_general") == 1 and ("reduce_sum" in result) is split

@@ -148,3 +148,27 @@ def test_random_words_are_those_of_the_op():
     expected = ops.random_bits.meaning(key, counter.reshape(()), shape=(7,))
     np.testing.assert_array_equal(run(text, key, counter, np.empty(7, np.uint32)), expected)
     assert dtypes.of(expected.dtype) is dtypes.uint32
+
+
+WINDOWS = """\
+kernel(%0: float32[5] in, %1: float32[3] in, %2: float32[4] out) {
+  contract b < 1, m < 4, n < 1 over k < 3 in float32 {
+    image x0 < 7 at m + k
+    v0 = load %0[x0] if 0 <= x0 < 5 : float32
+    v1 = literal 100.0 : float32
+    v2 = select v0 else v1 if 0 <= x0 < 5 : float32
+    left v2
+    v3 = load %1[k] : float32
+    right v3
+    v4 = accumulator : float32
+    store %2[m] = v4
+  }
+}
+"""
+
+
+def test_an_image_is_taken_at_its_places():
+    result = np.zeros(4, np.float32)
+    run_kernel(parse_kernel(WINDOWS), [np.arange(1, 6, dtype=np.float32), np.array([1, 2, 3], np.float32), result])
+    # Windows of 1 2 3 4 5 and then 100, each times 1 2 3.
+    np.testing.assert_array_equal(result, [1 + 4 + 9, 2 + 6 + 12, 3 + 8 + 15, 4 + 10 + 300])

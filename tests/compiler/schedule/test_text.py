@@ -43,6 +43,21 @@ kernel(%0: float32[6] in, %1: float32[12] in, %2: float32[8] out) {
   }
 }
 """
+WINDOWS = """\
+kernel(%0: float32[12] in, %1: float32[6] in, %2: float32[8] out) {
+  contract b < 1, m < 4, n < 2 over k < 6 in float32 {
+    image x0 < 2 at ((k) // 3), x1 < 7 at m + ((k) % 3)
+    v0 = load %0[6*x0 + x1 + -1] if 1 <= x1 < 7 : float32
+    v1 = literal 0.0 : float32
+    v2 = select v0 else v1 if 1 <= x1 < 7 : float32
+    left v2
+    v3 = load %1[k] : float32
+    right v3
+    v4 = accumulator : float32
+    store %2[4*n + m] = v4
+  }
+}
+"""
 
 
 def check(kernel):
@@ -53,7 +68,7 @@ def check(kernel):
     return parsed
 
 
-@pytest.mark.parametrize("text", [KERNEL, CONTRACTION])
+@pytest.mark.parametrize("text", [KERNEL, CONTRACTION, WINDOWS])
 def test_text_written_by_hand_parses_and_prints_as_it_was(text):
     assert print_kernel(check(parse_kernel(text))) == text
 

@@ -81,6 +81,19 @@ kernel(%0: float32[6] in, %1: float32[12] in, %2: float32[8] out) {
   }
 }
 """
+WINDOWS = """\
+kernel(%0: float32[12] in, %1: float32[6] in, %2: float32[4] out) {
+  contract b < 1, m < 4, n < 1 over k < 6 in float32 {
+    image x0 < 2 at ((k) // 3), x1 < 6 at m + ((k) % 3)
+    v0 = load %0[6*x0 + x1] : float32
+    left v0
+    v1 = load %1[k] : float32
+    right v1
+    v2 = accumulator : float32
+    store %2[m] = v2
+  }
+}
+"""
 TYPES = """\
 kernel(%0: float16[4] in, %1: uint32[4] in, %2: int32[4] out) {
   parallel o0 < 4 {
@@ -116,7 +129,8 @@ kernel(%0: float32[8] out) {
 }
 """
 GOOD = {
-    "rows": ROWS, "points": POINTS, "scatter": SCATTER, "contraction": CONTRACTION, "types": TYPES, "pieces": PIECES
+    "rows": ROWS, "points": POINTS, "scatter": SCATTER, "contraction": CONTRACTION, "types": TYPES, "pieces": PIECES,
+    "windows": WINDOWS,
 }  # fmt: skip
 
 
@@ -166,6 +180,12 @@ BROKEN = [
     ("rows", "store %3[8*o0 + r0_0]", "store %3[-1*r0_0 + 8*o0]", "store to %3 may be out"),
     ("scatter", "[v1 < 7]", "[v1 < 8]", "store to %2 may be out"),
     ("contraction", "load %1[4*k + n]", "load %1[4*k + n + 2]", "load of %1 may be out"),
+    # An image's places lie on its axes, each part of them depending on one loop around the left operand.
+    ("windows", "x1 < 6 at", "x1 < 5 at", "a place on x1 < 5 of the image may be outside"),
+    ("windows", "at m + ((k) % 3)", "at n + ((k) % 3)", "place on x1 of the image uses n"),
+    ("windows", "at m + ((k) % 3)", "at ((m + k) % 6)", "depends on more than one loop"),
+    ("windows", "load %0[6*x0 + x1]", "load %0[6*x0 + x1 + 1]", "load of %0 may be out"),
+    ("windows", "load %0[6*x0 + x1]", "load %0[6*x0 + m]", "in the left operand uses m"),
     # Every element is written, once.
     ("rows", "float32[4] out", "float32[5] out", "not every element of %2"),
     ("rows", "store %3[8*o0 + r0_0]", "store %3[7*o0 + r0_0]", "not every element of %3"),

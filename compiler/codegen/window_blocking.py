@@ -1,0 +1,388 @@
+"""Plans a contraction whose rows are an image: tile, blocks, chunks, and the tables that say where elements lie.
+
+An element of the operand is found at f(m) + g(k) on every axis of the image. Both are tabulated for all m and k, and a
+block is a size after which the table repeats: then one table of distances serves all blocks, and the elements that a
+block of rows and a block of the depth see together are a box of one shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..schedule import index as indexing
+from ..schedule.index import FromData, Index, Variable
+from ..schedule.loop_ir import Image
+from .contraction_blocking import Blocking
+from .vector_target import VectorTarget, element_bits
+
+# Costs are counted in slots, the time of one vector multiply-add, as in contraction_blocking.
+_LATENCY_SLOTS = 10
+_BROADCAST_SLOTS, _VECTOR_SLOTS = 0.15, 0.5  # what loads inside a tile cost although they overlap with arithmetic
+_TABLE_SLOTS = 0.5  # reading the distance of one k step
+_TILE_SLOTS = 30
+_CHUNK_SLOTS = 1000
+_SMALLEST_CHUNK_SLOTS = 32768
+_PACK_SLOTS = 8.0  # packing a vector of B
+_FETCH_SLOTS = 1.5  # fetching a vector of B from an outer cache
+_STAGE_SLOTS = 5.0  # computing a vector of the image
+_FINISH_SLOTS = 6.0  # turning a vector of sums and storing it
+_MOST_CHUNKS = 512
+_THREADS = (1, 2, 4, 8, 16, 32, 64)
+_MOST_DEPTH = 2048  # k steps of a block: the length of the table
+_MOST_ROWS = 4096
+_LONGEST_SEGMENT = 512
+_LINE = 64
+_WAYS, _SETS = 8, 64  # of a first-level cache with ways of a page
+_DEFAULT_L1, _DEFAULT_L2 = 16384, 131072
+
+Table = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class WindowContraction:
+    """C[b, m, n] = sum over k of image[f(m) + g(k) + h(b)] * B[b, k, n].
+
+    image:    whose places are f + g + h, indices of the variables `rows` (m) and `depth` (k) and of others
+    in_place: distances in memory of neighbours on each axis if the image is an array of the element type
+    finish_rows: how many consecutive m the results lie together for, so that vectors of results run along m; 0 if they
+              run along n
+    """
+
+    batch: int
+    rows: Variable
+    n: int
+    depth: Variable
+    element: str
+    image: Image
+    in_place: tuple[int, ...] | None
+    finish_rows: int
+
+    @property
+    def m(self) -> int:
+        return self.rows.extent
+
+    @property
+    def k(self) -> int:
+        return self.depth.extent
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """The plan of one such contraction; every number is fixed at compile time, distances are in elements.
+
+    blocking:      tile, blocks and chunks; its scratch memory holds the box, tiles, B panels, and the square
+    segment:       rows that are tiled together: tiles never cross from one segment to the next
+    tile_sizes:    how many rows tiles have, the most frequent number first
+    box:           extents of the box of a block, None if the image is read in place
+    strides:       distances of neighbours on each axis, in the box or in memory
+    origin:        on each axis, where the box starts from the place of the block's first element
+    first:         distance of that element from the start of the box
+    row_offsets, tile_offsets, depth_offsets: distances of a tile's rows from its first, of a block's tiles from the
+                   block's first row, and of a block's k steps from its first
+    tile_rows:     distance of two rows of sums in the scratch memory
+    finish_rows:   as in the contraction, but no longer than a block
+    square_offset: where results are turned, so that vectors run along m
+    """
+
+    blocking: Blocking
+    segment: int
+    tile_sizes: tuple[int, ...]
+    box: tuple[int, ...] | None
+    strides: tuple[int, ...]
+    origin: tuple[int, ...]
+    first: int
+    row_offsets: tuple[int, ...]
+    tile_offsets: tuple[int, ...]
+    depth_offsets: tuple[int, ...]
+    tile_rows: int
+    finish_rows: int
+    square_offset: int
+
+    @property
+    def tiles_per_segment(self) -> int:
+        return -(-self.segment // self.blocking.mr)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows of a segment, rows and vectors of a tile, and the slots that all tiles of one batch entry take."""
+
+    segment: int
+    rows: int
+    vectors: int
+    slots: float
+
+
+@lru_cache(maxsize=256)
+def plan_windows(contraction: WindowContraction, target: VectorTarget) -> WindowPlan:
+    """Choose tile, blocks and chunks."""
+    lanes = target.lanes(contraction.element)
+    image = contraction.image
+    rows = np.array([_tabulated(place, contraction.rows) for place in image.places])
+    depth = np.array([_tabulated(place, contraction.depth) for place in image.places])
+    # One number for a place, so that equal distances are equal on every axis.
+    extents = [axis.extent for axis in image.axes]
+    weights = np.cumprod([1, *(2 * extent + 1 for extent in extents[:0:-1])])[::-1].astype(np.int64)
+    tile = _choose_tile(contraction, target, weights @ rows, lanes)
+    grids = list(_grids(contraction, target, tile, rows, depth, weights, lanes))
+    _, mc, nc, kc, keep_b = min(grids)
+    return _plan(contraction, target, tile, rows, depth, (mc, nc, kc), keep_b, lanes)
+
+
+def _tabulated(index: Index, variable: Variable) -> Table:
+    """The part of an index that depends on the variable alone, for all its values."""
+    own = Index(tuple((atom, c) for atom, c in index.terms if variable in atom.variables))
+    return values_along(own, variable)
+
+
+def values_along(index: Index, variable: Variable) -> Table:
+    """The index for all values of one variable, the others being 0."""
+
+    def number(atom: Variable | FromData) -> Table:
+        return np.arange(variable.extent) if atom == variable else np.zeros(variable.extent, dtype=np.int64)
+
+    return np.broadcast_to(indexing.evaluate(index, number), (variable.extent,)).astype(np.int64)
+
+
+def _repeats(places: Table, length: int) -> bool:
+    """Whether each block of `length` places has the distances of the first one (a shorter last block its beginning)."""
+    if length + 1 < places.size and places[length + 1] - places[length] != places[min(1, length - 1)] - places[0]:
+        if length > 1:
+            return False  # What rules out most lengths, without a look at the whole table.
+    whole = places.size // length
+    blocks = places[: whole * length].reshape(whole, length)
+    distances = blocks - blocks[:, :1]
+    rest = places[whole * length :]
+    if np.any(distances != distances[0]):
+        return False
+    return rest.size == 0 or bool(np.all(rest - rest[0] == distances[0, : rest.size]))
+
+
+def _divisors(number: int) -> list[int]:
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def _parts(total: int, block: int) -> list[tuple[int, int]]:
+    parts = [(total // block, block), (1 if total % block else 0, total % block)]
+    return [(count, size) for count, size in parts if count]
+
+
+def _tile_slots(rows: int, vectors: int) -> float:
+    """Slots of one k step of a tile."""
+    busy = max(rows * vectors, rows + vectors + _TABLE_SLOTS, _LATENCY_SLOTS)
+    return busy + _BROADCAST_SLOTS * rows + _VECTOR_SLOTS * vectors + _TABLE_SLOTS
+
+
+def _choose_tile(contraction: WindowContraction, target: VectorTarget, places: Table, lanes: int) -> _Tile:
+    """The segment and the register tile with the least work, waste at the edges included."""
+    m, k, n_vectors = contraction.m, contraction.k, -(-contraction.n // lanes)
+    usable = target.vector_registers - 1 - (not target.has_fma)
+    best = _Tile(1, 1, 1, float("inf"))
+    for segment in _divisors(m):
+        if (segment > _LONGEST_SEGMENT and segment != m) or not _repeats(places, segment):
+            continue
+        inside = places[:segment]
+        for rows in range(1, min(segment, max(1, usable // 2)) + 1):
+            repeats: bool | None = None
+            for vectors in range(1, min(n_vectors, max(1, usable // (rows + 1))) + 1):
+                row_parts, column_parts = _parts(segment, rows), _parts(n_vectors, vectors)
+                slots = (m // segment) * sum(
+                    i * j * (k * _tile_slots(r, v) + _TILE_SLOTS + 2 * r * v)
+                    for i, r in row_parts
+                    for j, v in column_parts
+                )
+                slots *= 1 + 0.01 * (len(row_parts) * len(column_parts) - 1)
+                if slots < best.slots:
+                    repeats = _repeats(inside, rows) if repeats is None else repeats
+                    if repeats:
+                        best = _Tile(segment, rows, vectors, slots)
+    return best
+
+
+def _depth_blocks(contraction: WindowContraction, places: Table) -> Iterator[int]:
+    """Lengths of k blocks worth trying, the longest first, each at most three quarters of the one before."""
+    limit = min(contraction.k, _MOST_DEPTH)
+    found = False
+    for length in range(limit, 0, -1):
+        if length > limit and found:
+            continue
+        if _repeats(places, length):
+            yield length
+            found, limit = True, length * 3 // 4
+            if length < 64:
+                return
+
+
+def _most_in_a_set(offsets: Table, size: int) -> int:
+    """How many of the cache lines the offsets touch fall into one set of a first-level cache."""
+    lines = np.unique(offsets.ravel() * size // _LINE)
+    return int(np.bincount(lines % _SETS).max())
+
+
+def _grids(
+    contraction: WindowContraction,
+    target: VectorTarget,
+    tile: _Tile,
+    rows: Table,
+    depth: Table,
+    weights: Table,
+    lanes: int,
+) -> Iterator[tuple[float, int, int, int, bool]]:
+    """(slots, mc, nc, kc, keep_b) of every grid of blocks worth trying."""
+    size = element_bits(contraction.element) // 8
+    l1, l2 = target.l1_bytes or _DEFAULT_L1, target.l2_bytes or _DEFAULT_L2
+    nr = tile.vectors * lanes
+    for kc in _depth_blocks(contraction, weights @ depth):
+        reach_k = np.ptp(depth[:, :kc], axis=1)
+        for mc in _row_blocks(contraction, tile, weights @ rows):
+            box = tuple(int(e) for e in np.ptp(rows[:, :mc], axis=1) + reach_k + 1)
+            box_bytes = _box_strides(box, size)[0] * box[0] * size
+            seen = tile.rows * min(kc, prod(box)) * size  # of the image by one tile, at most
+            for nc in _column_blocks(contraction.n, nr):
+                padded_n = -(-nc // nr) * nr
+                bytes_used = box_bytes + padded_n * kc * size + mc * (padded_n + lanes) * size
+                crowded = 1.0 + max(0.0, bytes_used / (0.75 * l2) - 1.0) + 0.1 * max(0.0, seen / l1 - 1.0)
+                yield _grid_cost(contraction, target, tile, (mc, nc, kc), box, crowded, lanes)
+
+
+def _grid_cost(
+    contraction: WindowContraction,
+    target: VectorTarget,
+    tile: _Tile,
+    sizes: tuple[int, int, int],
+    box: tuple[int, ...],
+    crowded: float,
+    lanes: int,
+) -> tuple[float, int, int, int, bool]:
+    """What a grid costs summed over the thread counts a machine may have, and the grid itself."""
+    (mc, nc, kc), size = sizes, element_bits(contraction.element) // 8
+    m, n, k = contraction.m, contraction.n, contraction.k
+    m_blocks, n_blocks, k_blocks = -(-m // mc), -(-n // nc), -(-k // kc)
+    chunks = contraction.batch * m_blocks * n_blocks
+    padded_n = -(-nc // (tile.vectors * lanes)) * tile.vectors * lanes
+    keep_b = m_blocks > 1 and k * padded_n * size <= max(target.l2_bytes, target.l3_bytes // 8)
+    staging = 0.0
+    if contraction.in_place is None:
+        staging = k_blocks * prod(box[:-1]) * -(-box[-1] // lanes) * _STAGE_SLOTS
+    chunk = tile.slots * (min(mc, m) / m) * (min(nc, n) / n) * crowded + _CHUNK_SLOTS + staging
+    chunk += (mc * nc * _FINISH_SLOTS + nc * k * _FETCH_SLOTS) / lanes
+    pack_b = nc * k * _PACK_SLOTS / lanes
+    most_chunks = min(_MOST_CHUNKS, max(1.0, contraction.batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
+    total = 0.0
+    for threads in _THREADS:
+        turns = -(-chunks // threads)
+        packs = min(turns, -(-turns // m_blocks) + (threads > 1)) if keep_b else turns
+        total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
+    if chunks > max(contraction.batch, most_chunks):
+        total *= chunks / max(contraction.batch, most_chunks)
+    return total, mc, nc, kc, keep_b
+
+
+def _row_blocks(contraction: WindowContraction, tile: _Tile, places: Table) -> Iterator[int]:
+    """Sizes of row blocks worth trying: whole segments; if there is only one, whole tiles of it."""
+    m, unit = contraction.m, tile.segment
+    if unit == m:
+        unit = tile.rows
+    units = -(-m // unit)
+    counts = {*_divisors(units), *(-(-units // blocks) for blocks in range(1, min(units, 32) + 1))}
+    for count in sorted(counts, reverse=True):
+        size = min(m, count * unit)
+        if size <= max(_MOST_ROWS, unit) and _repeats(places, size):
+            yield size
+
+
+def _column_blocks(n: int, nr: int) -> Iterator[int]:
+    tiles, tried = -(-n // nr), set()
+    for blocks in range(1, tiles + 1):
+        count = -(-tiles // blocks)
+        if count not in tried:
+            tried.add(count)
+            yield min(n, count * nr)
+
+
+def _box_strides(box: Sequence[int], size: int) -> tuple[int, ...]:
+    """Distances on the axes of a box, such that neighbours on no axis fall into the same set of a cache."""
+    strides = [1]
+    for extent in reversed(box[1:]):
+        stride = strides[-1] * extent
+        if stride * size % (8 * _LINE) == 0:
+            stride += _LINE // size
+        strides.append(stride)
+    return tuple(reversed(strides))
+
+
+def _plan(
+    contraction: WindowContraction,
+    target: VectorTarget,
+    tile: _Tile,
+    rows: Table,
+    depth: Table,
+    sizes: tuple[int, int, int],
+    keep_b: bool,
+    lanes: int,
+) -> WindowPlan:
+    (mc, nc, kc), size = sizes, element_bits(contraction.element) // 8
+    in_rows, in_depth = rows[:, :mc] - rows[:, :1], depth[:, :kc] - depth[:, :1]
+    origin = in_rows.min(axis=1) + in_depth.min(axis=1)
+    box: tuple[int, ...] | None = tuple(int(e) for e in np.ptp(in_rows, axis=1) + np.ptp(in_depth, axis=1) + 1)
+    assert box is not None
+    strides, first = _box_strides(box, size), 0
+    if contraction.in_place is not None:
+        tabulated = np.array(contraction.in_place, dtype=np.int64)
+        seen = (tabulated @ in_rows[:, : tile.rows])[:, None] + (tabulated @ in_depth)[None, :]
+        together = _most_in_a_set(seen, size)
+        if together <= _WAYS or contraction.n <= tile.vectors * lanes:
+            box, strides = None, contraction.in_place
+    if box is not None:
+        first = -int(np.array(strides) @ origin)
+    weights = np.array(strides, dtype=np.int64)
+    starts = [s + t for s in range(0, mc, tile.segment) for t in range(0, min(tile.segment, mc - s), tile.rows)]
+    finish_rows = gcd(contraction.finish_rows, mc) if contraction.finish_rows else 0
+    m_blocks, n_blocks = -(-contraction.m // mc), -(-contraction.n // nc)
+    nr = tile.vectors * lanes
+    padded_n = -(-nc // nr) * nr
+    tile_rows = padded_n + lanes
+    tile_offset = _aligned(0 if box is None else strides[0] * box[0] * size)
+    square_offset = _aligned(tile_offset + (mc + lanes) * tile_rows * size)
+    b_offset = _aligned(square_offset + lanes * lanes * size)
+    chunks = contraction.batch * m_blocks * n_blocks
+    b_bytes = padded_n * (contraction.k if keep_b else kc) * size
+    unroll = 1 if tile.rows * tile.vectors >= 16 else 2 if tile.rows * tile.vectors >= 8 else 4
+    blocking = Blocking(
+        lanes=lanes, mr=tile.rows, nr=nr, mc=mc, nc=nc, kc=kc, batches=1, chunks=chunks, direct_a=True, direct_b=False,
+        a_panel=(0, 0), a_block=False, keep_b=keep_b, unroll=unroll, a_offset=0, tile_offset=tile_offset,
+        b_offset=b_offset, scratch_bytes=_aligned(b_offset + b_bytes),
+    )  # fmt: skip
+    return WindowPlan(
+        blocking=blocking,
+        segment=min(tile.segment, mc),
+        tile_sizes=_tile_sizes(contraction.m, mc, min(tile.segment, mc), tile.rows),
+        box=box,
+        strides=strides,
+        origin=tuple(int(o) for o in origin),
+        first=first,
+        row_offsets=tuple(int(o) for o in weights @ in_rows[:, : tile.rows]),
+        tile_offsets=tuple(int(weights @ in_rows[:, s]) for s in starts),
+        depth_offsets=tuple(int(o) for o in weights @ in_depth),
+        tile_rows=tile_rows,
+        finish_rows=finish_rows,
+        square_offset=square_offset,
+    )
+
+
+def _tile_sizes(m: int, mc: int, segment: int, rows: int) -> tuple[int, ...]:
+    """How many rows the tiles of a block, and of the smaller last block, have."""
+    last = m % mc
+    remainders = (segment % rows, last % rows if last < segment else 0)
+    return tuple(dict.fromkeys(size for size in (min(rows, segment), *remainders) if size))
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _LINE) * _LINE

@@ -1,0 +1,149 @@
+"""A contraction kernel with an image as an LLVM function: the window template, fed from loop IR.
+
+The image is given to the template as the table of its places. An image that is just an array in memory is read where it
+lies; of any other (padding, a mask, a cast, an activation) the box a block sees is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from math import gcd
+
+import numpy as np
+from llvmlite import ir
+
+from ..schedule import index as indexing
+from ..schedule.index import Index, Variable
+from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution
+from . import window_contraction as template
+from .arithmetic import I64, constant, memory_type
+from .control_flow import offset, smaller
+from .fused_contraction import Callbacks, right_operand, start_kernel
+from .lanes import VectorLoop, lane_step
+from .panels import Axis, PanelWriter
+from .vector_target import VectorTarget
+from .window_blocking import WindowContraction, WindowPlan, plan_windows, values_along
+
+
+def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContraction, WindowPlan]:
+    """What the template is asked for, and how it will do it."""
+    contraction = WindowContraction(
+        kernel.batch.extent, kernel.rows, kernel.columns.extent, kernel.depth, kernel.element.name, _image(kernel),
+        _in_place(kernel), _rows_together(kernel, target),
+    )  # fmt: skip
+    return contraction, plan_windows(contraction, target)
+
+
+def _image(kernel: ContractionKernel) -> Image:
+    assert kernel.image is not None
+    return kernel.image
+
+
+def _in_place(kernel: ContractionKernel) -> tuple[int, ...] | None:
+    """The distances in memory of neighbours on the image's axes, if it is an array of the element type."""
+    load, axes = kernel.left, _image(kernel).axes
+    if not isinstance(load, Load) or load.guard or load.buffer.dtype is not kernel.element:
+        return None
+    coefficients = dict(load.index.terms)
+    if any(atom not in axes for atom in coefficients):
+        return None
+    return tuple(coefficients.get(axis, 0) for axis in axes)
+
+
+def _rows_together(kernel: ContractionKernel, target: VectorTarget) -> int:
+    """How many consecutive rows the results lie together for; 0 if they lie together along the columns instead."""
+    store, rows = kernel.stores[0], kernel.rows.extent
+    along_columns = VectorLoop(kernel.columns, max(2, target.lanes(kernel.element.name)))
+    if lane_step(store.index, along_columns) == 1 or rows == 1:
+        return 0
+    breaks = np.flatnonzero(np.diff(values_along(store.index, kernel.rows)) != 1) + 1
+    return gcd(rows, *breaks.tolist())
+
+
+def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: VectorTarget) -> WindowPlan:
+    """Add the kernel's function to the module."""
+    contraction, blocks = plan(kernel, target)
+    part, place = Variable("part", kernel.rows.extent), kernel.rows
+    if blocks.finish_rows:
+        # Rows of one part lie together: what is stored where is a matter of the part and the place in it.
+        size = blocks.finish_rows
+        part, place = Variable("part", kernel.rows.extent // size), Variable("place", size)
+        change = Substitution({kernel.rows: indexing.of(part) * size + indexing.of(place)})
+        kernel = replace(kernel, stores=tuple(map(change.store, kernel.stores)))
+    strides = right_operand(kernel, target).strides
+    k_block, whole_blocks = Variable("block", 1), contraction.k % blocks.blocking.kc == 0
+    if whole_blocks and strides is None:
+        # Blocks of one length repeat the same steps: vectors along them start where a block does.
+        k_block, step = Variable("block", contraction.k // blocks.blocking.kc), Variable("step", blocks.blocking.kc)
+        change = Substitution({kernel.depth: indexing.of(k_block) * blocks.blocking.kc + indexing.of(step)})
+        kernel = replace(kernel, depth=step, right=change.value(kernel.right))
+    function, builder, pointers = start_kernel(module, name, kernel)
+    callbacks = Callbacks(kernel, right_operand(kernel, target), blocks.blocking, target, builder, pointers)
+    right = callbacks.right()
+    if isinstance(right, template.Packed):
+        right = template.Packed(partial(_pack_right, callbacks, k_block, whole_blocks))
+
+    def image(builder: ir.IRBuilder, box: ir.Value, batch: ir.Value, m: ir.Value, k: ir.Value) -> ir.Value:
+        at = {kernel.batch: batch, kernel.rows: m, contraction.depth: k}
+        return _block_of_image(callbacks, blocks, builder, box, at)
+
+    def finish(
+        builder: ir.IRBuilder, batch: ir.Value, of: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
+    ) -> None:
+        bindings = {kernel.batch: batch, part: of, place: m, kernel.columns: n}
+        along = place if blocks.finish_rows else kernel.columns
+        callbacks.store(bindings, along, builder, sums, valid)
+
+    template.emit(function, builder, contraction, blocks, target, image, right, strides or (0, 0), finish)
+    builder.ret_void()
+    return blocks
+
+
+def _pack_right(
+    callbacks: Callbacks, k_block: Variable, whole_blocks: bool, builder: ir.IRBuilder, destination: ir.Value,
+    batch: ir.Value, k: ir.Value, k_count: ir.Value, n: ir.Value, n_count: ir.Value,
+) -> None:  # fmt: skip
+    """Panels of B for one k block; if all are whole, steps are counted from the start of the block."""
+    emitter, start = callbacks.bound(builder, batch), k
+    if whole_blocks:
+        emitter.bind(k_block, builder.udiv(k, constant(I64, callbacks.blocking.kc)))
+        start = constant(I64, 0)
+    callbacks.pack_right(emitter, destination, (start, k_count), (n, n_count), aligned=whole_blocks)
+
+
+def _block_of_image(
+    callbacks: Callbacks, blocks: WindowPlan, builder: ir.IRBuilder, box: ir.Value, at: dict[Variable, ir.Value]
+) -> ir.Value:
+    """A pointer to the image's element for this row and k step: in memory, or in the box that is computed here."""
+    kernel = callbacks.kernel
+    image, emitter = _image(kernel), callbacks.bound(builder, at[kernel.batch])
+    for variable, value in at.items():
+        emitter.bind(variable, value)
+    if blocks.box is None:
+        load = kernel.left
+        assert isinstance(load, Load)
+        place = Substitution(dict(zip(image.axes, image.places, strict=True))).index(load.index)
+        pointer = callbacks.pointers[load.buffer]
+        return offset(builder, pointer, memory_type(load.buffer.dtype), (emitter.index(place), 1))
+    axes = _axes(builder, image, blocks.box, [emitter.index(p + o) for p, o in _starts(image, blocks)], blocks.strides)
+    PanelWriter(emitter, kernel.element, kernel.left, callbacks.lanes).box(box, axes)
+    return offset(builder, box, memory_type(kernel.element), (blocks.first, 1))
+
+
+def _starts(image: Image, blocks: WindowPlan) -> list[tuple[Index, int]]:
+    return list(zip(image.places, blocks.origin, strict=True))
+
+
+def _axes(
+    builder: ir.IRBuilder, image: Image, box: Sequence[int], starts: Sequence[ir.Value], strides: Sequence[int]
+) -> list[Axis]:
+    """The box as axes to write along; what of it would lie behind the image is not there."""
+    axes = []
+    for variable, extent, start, stride in zip(image.axes, box, starts, strides, strict=True):
+        count = constant(I64, extent)
+        if extent < variable.extent:
+            count = smaller(builder, builder.sub(constant(I64, variable.extent), start), extent)
+        axes.append(Axis(variable, start, count, stride))
+    return axes
