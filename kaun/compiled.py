@@ -57,13 +57,43 @@ class KernelSummary:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a call needs: for intermediates (`arena`; `lower_bound` are alive at once), per thread, and for I/O."""
+    """Bytes a call needs.
+
+    inputs: parameters and optimizer state for a training step, and the batch.
+    outputs: what it computes; `in_place` of them can be written over inputs, if the caller gives those up.
+    arena: for intermediates, of which `lower_bound` are alive at once; scratch_per_thread: beside it.
+    """
 
     arena: int
     lower_bound: int
     scratch_per_thread: int
     inputs: int
     outputs: int
+    in_place: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The bytes of a call on one thread that may write over its inputs."""
+        return self.inputs + self.outputs - self.in_place + self.arena + self.scratch_per_thread
+
+    def __repr__(self) -> str:
+        over = self.arena / self.lower_bound - 1 if self.lower_bound else 0.0
+        return (
+            f"<memory: peak {_size(self.peak)} = inputs {_size(self.inputs)} + outputs "
+            f"{_size(self.outputs - self.in_place)} (and {_size(self.in_place)} in place) + arena {_size(self.arena)} "
+            f"({over:.1%} over the {_size(self.lower_bound)} alive at once) + scratch "
+            f"{_size(self.scratch_per_thread)} for each thread>"
+        )
+
+
+def _size(count: int) -> str:
+    """Bytes for people: "512 B", "1.5 kB", "23.4 MB"."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.95:
+            return f"{value:.1f} {unit}" if unit != "B" else f"{count} B"
+        value /= 1000
+    return f"{value:,.2f} GB"
 
 
 @dataclass(frozen=True)
@@ -176,6 +206,7 @@ class Compiled:
             scratch_per_thread=program.scratch_bytes,
             inputs=sum(array.nbytes for array in program.inputs),
             outputs=sum(array.nbytes for array in program.outputs),
+            in_place=sum(program.outputs[output].nbytes for _, output in program.aliases),
         )
 
     @property

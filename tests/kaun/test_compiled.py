@@ -84,4 +84,5 @@ def test_costs_are_counted_from_the_shapes():
     assert product.cost.bytes == 4 * (16 * 32 + 32 * 8 + 16 * 8)
     assert (product.memory.inputs, product.memory.outputs) == (4 * (16 * 32 + 32 * 8), 4 * 16 * 8)
     assert product.memory.arena >= product.memory.lower_bound == 0
+    assert "inputs 3.1 kB + outputs 512 B (and 0 B in place) + arena 0 B" in repr(product.memory)
     assert "1 kernels" in repr(product)

@@ -359,6 +359,7 @@ def test_the_memory_of_steps_is_in_a_table_of_its_own() -> None:
     assert 12 * parameters <= result.state_bytes <= 12 * parameters + 16
     assert result.lower_bound_bytes <= result.arena_bytes
     assert result.timings["kaun"].peak_bytes > 0
+    assert result.frugal is not None and 0 < result.frugal["arena_bytes"] <= result.arena_bytes
     assert "Peak memory of training" in report.markdown(report.tables(benchmark))
 
 

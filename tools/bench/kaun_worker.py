@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from kaun.tools.bench.peers import (
     Arrays,
     System,
     parameters_of,
+    peak_bytes,
     sample,
     serve,
 )
@@ -63,7 +65,7 @@ def network(parameters: list[Any]) -> tuple[kn.layer.Layer, dict[str, Any]]:
 class Step:
     """Training steps through `kn.train.fit`, as a user makes them."""
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, memory_budget: int | None = None) -> None:
         # Whether steps are short enough for a thousand with closures, and for those of the interpreter.
         self.small = "settings" not in arrays
         if self.small:
@@ -72,7 +74,7 @@ class Step:
             named = {name.removeprefix(PARAMETER): a for name, a in arrays.items() if name.startswith(PARAMETER)}
             model = kaun_problems.model(json.loads(str(arrays["settings"])))
         optimizer = kn.optim.adamw(lr=LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY)
-        self.trainer = kn.train.make(model=model, optimizer=optimizer)
+        self.trainer = kn.train.make(model=model, optimizer=optimizer, memory_budget=memory_budget)
         if self.small:
             with nx.rng.run(seed=0):
                 variables = kn.layer.init(model)
@@ -297,6 +299,27 @@ def _statistics(system: Any, request: dict[str, Any]) -> Any:
     return dataclasses.asdict(default_cache().statistics)
 
 
+def _frugal(system: Any, request: dict[str, Any]) -> Any:
+    """Memory, intermediates and time of a step that computes as much again as saves memory; for a new process."""
+    made: list[Step] = []
+
+    def make_frugal(arrays: Arrays) -> Step:
+        made.append(Step(arrays, memory_budget=0))
+        return made[0]
+
+    with warnings.catch_warnings():
+        # That no budget of nothing can be met: the least is what is asked for.
+        warnings.filterwarnings("ignore", message="kn.remat: a budget")
+        peak = peak_bytes(make_frugal, request["arrays"], request["steps"])
+    seconds = []
+    for _ in range(request["steps"]):
+        started = time.perf_counter()
+        made[0].run(1)
+        seconds.append(time.perf_counter() - started)
+    compilation = compiled_step(made[0].trainer).compiled.compilation
+    return {"peak_bytes": peak, "arena_bytes": compilation.program.arena_bytes, "seconds": min(seconds)}
+
+
 def _interpreted(system: Any, request: dict[str, Any]) -> list[float]:
     if isinstance(system, Product):
         product = np.asarray(system.a.numpy(), np.float64) @ system.b.numpy()
@@ -304,7 +327,7 @@ def _interpreted(system: Any, request: dict[str, Any]) -> list[float]:
     return interpreted_losses(system, request["count"])
 
 
-MORE = {"kernels": _profile, "peaks": _peaks, "statistics": _statistics, "interpreted": _interpreted}
+MORE = {"kernels": _profile, "frugal": _frugal, "peaks": _peaks, "statistics": _statistics, "interpreted": _interpreted}
 
 if __name__ == "__main__":
     serve(make, MORE)

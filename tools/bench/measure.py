@@ -85,7 +85,8 @@ class Result:
 
     `kind` is "step", "operation" or "product". `single_thread` is Kaun's time on one thread, if that was asked for.
     `arena_bytes` hold Kaun's intermediates, of which `lower_bound_bytes` are alive at once; `state_bytes` are those of
-    a step's parameters and optimizer state.
+    a step's parameters and optimizer state. `frugal` are `peak_bytes`, `arena_bytes` and `seconds` of a step that
+    computes again what it can instead of keeping it.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Result:
     arena_bytes: int
     lower_bound_bytes: int = 0
     state_bytes: int = 0
+    frugal: dict[str, float] | None = None
     launches: int = 0
     closures: dict[str, float] | None = None
     compile_times: CompileTimes | None = None
@@ -200,10 +202,13 @@ def _measure(
         median = statistics.median(statistics.median(turn) for turn in blocks)
         timings[name] = Timing(first[name], median, min(min(turn) for turn in blocks))
     on_one_thread = timings.pop(_SINGLE, None)
+    frugal = None
     if settings.memory and isinstance(problem, Network | Model):
         say(f"{problem.title}: memory")
         for worker in running:
             timings[worker.system.name] = _with_memory(timings[worker.system.name], worker, arrays)
+        with Worker(workers[0].system, workers[0].threads, workers[0].environment) as alone:
+            frugal = alone.ask("frugal", arrays=str(arrays), steps=_MEMORY_STEPS)
     kernels = workers[0].ask("kernels", seconds=settings.kernel_seconds)
     times = None
     if settings.compile_times and isinstance(problem, Network | Model):
@@ -220,6 +225,7 @@ def _measure(
         lower_bound_bytes=kernels["lower_bound_bytes"],
         state_bytes=kernels["state_bytes"],
         launches=kernels["launches"],
+        frugal=frugal,
         closures=kernels["closures"],
         compile_times=times,
         single_thread=on_one_thread,

@@ -177,12 +177,18 @@ def _memory_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
             ratio = f" ({peak / ours:.2f}x)" if name != "kaun" and ours else ""
             cells.append(f"{peak / 1e6:,.0f}{ratio}" if peak else "-")
         sizes = (result.state_bytes, result.arena_bytes, result.lower_bound_bytes)
-        rows.append((*cells, *(f"{size / 1e6:,.1f}" for size in sizes)))
-    columns = ("MB", *_titles(names, benchmark), "state", "arena", "alive at once")
+        cells += [f"{size / 1e6:,.1f}" for size in sizes]
+        least = result.frugal
+        if least:
+            cells += [f"{least[name] / 1e6:,.1f}" for name in ("peak_bytes", "arena_bytes")]
+        rows.append((*cells, *((duration(least["seconds"]),) if least else ("-",) * 3)))
+    own = ("state", "arena", "alive at once", "frugal peak", "frugal arena", "frugal step")
+    columns = ("MB", *_titles(names, benchmark), *own)
     note = (
         "The most memory resident in a process while it makes steps, beyond what was before the model was made, with "
         "what compiling left behind; in brackets how many times as much as Kaun's. `state` are the parameters and the "
-        "optimizer's moments; `arena` holds Kaun's intermediates, of which so many bytes are alive at once."
+        "optimizer's moments; `arena` holds Kaun's intermediates, of which so many bytes are alive at once. `frugal` "
+        "is with `memory_budget=0`: the least memory, for computing again what is needed twice."
     )
     return Table("Peak memory of training", columns, rows, note)
 
