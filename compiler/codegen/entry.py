@@ -27,142 +27,162 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llvmlite import ir
-
 from ..program import Bundle, Call, Place, Program
-from .control_flow import INDEX, POINTER, counted_loop, smaller
 from .kernels import with_attributes
 from .vector_target import VectorTarget
 
-_KERNEL = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, POINTER])
-_PARALLEL_FOR = ir.FunctionType(ir.VoidType(), [POINTER, POINTER, POINTER, INDEX, POINTER, INDEX])
 # Words of one call in the table.
 _WORDS = 5
 
+_PIECES = """\
+define internal void @pieces(ptr %table, i64 %begin, i64 %end, ptr %scratch) {
+entry:
+  %calls = load i64, ptr %table
+  br label %loop
+loop:
+  %number = phi i64 [ 0, %entry ], [ %next, %after ]
+  %more = icmp slt i64 %number, %calls
+  br i1 %more, label %look, label %done
+look:
+  %words = mul i64 %number, $WORDS
+  %kernel.at = add i64 %words, 1
+  %buffers.at = add i64 %words, 2
+  %first.at = add i64 %words, 3
+  %pieces.at = add i64 %words, 4
+  %chunks.at = add i64 %words, 5
+  %kernel.p = getelementptr ptr, ptr %table, i64 %kernel.at
+  %buffers.p = getelementptr ptr, ptr %table, i64 %buffers.at
+  %first.p = getelementptr ptr, ptr %table, i64 %first.at
+  %pieces.p = getelementptr ptr, ptr %table, i64 %pieces.at
+  %chunks.p = getelementptr ptr, ptr %table, i64 %chunks.at
+  %kernel = load ptr, ptr %kernel.p
+  %buffers = load ptr, ptr %buffers.p
+  %first = load i64, ptr %first.p
+  %pieces = load i64, ptr %pieces.p
+  %chunks = load i64, ptr %chunks.p
+  %from = sub i64 %begin, %first
+  %to = sub i64 %end, %first
+  %before = icmp slt i64 %from, 0
+  %low = select i1 %before, i64 0, i64 %from
+  %beyond = icmp sgt i64 %to, %pieces
+  %high = select i1 %beyond, i64 %pieces, i64 %to
+  %some = icmp slt i64 %low, %high
+  br i1 %some, label %run, label %after
+run:
+  %low.chunks = mul i64 %low, %chunks
+  %low.chunk = udiv i64 %low.chunks, %pieces
+  %high.chunks = mul i64 %high, %chunks
+  %high.chunk = udiv i64 %high.chunks, %pieces
+  call void %kernel(ptr %buffers, i64 %low.chunk, i64 %high.chunk, ptr %scratch)
+  br label %after
+after:
+  %next = add i64 %number, 1
+  br label %loop
+done:
+  ret void
+}
+
+""".replace("$WORDS", str(_WORDS))
+
 
 def emit_entry(program: Program, name: str, target: VectorTarget) -> str:
-    """LLVM IR text of a module that defines the program's entry function."""
-    module = ir.Module(name=name)
-    pieces = _emit_pieces(module) if any(len(bundle) > 1 for bundle in program.bundles) else None
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 4), name)
-    _Entry(function, pieces, program).emit(program.bundles)
-    return with_attributes(str(module), target)
+    """LLVM IR text of a module that defines the program's entry function.
+
+    Written as text: it is long for a deep network, and nothing but one line after the other.
+    """
+    shared = _PIECES if any(len(bundle) > 1 for bundle in program.bundles) else ""
+    body = "\n".join(_Entry(program).lines)
+    header = f'define void @"{name}"(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {{'
+    return with_attributes(f"{shared}{header}\nentry:\n{body}\n  ret void\n}}\n", target)
 
 
 class _Entry:
-    """Emits the body of the entry function."""
+    """The lines of the entry function's body."""
 
-    def __init__(self, function: ir.Function, pieces: ir.Function | None, program: Program):
-        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
-        self.arguments, self.kernels, self.pool, self.workspace = function.args
-        self.pieces, self.inputs, self.scratch_bytes = pieces, len(program.inputs), program.scratch_bytes
-        self.scratch = _byte(self.builder, self.workspace, program.arena_bytes)
+    def __init__(self, program: Program):
+        self.program = program
+        self.lines: list[str] = []
+        self.known: set[str] = set()
+        self.line(f"%scratch = getelementptr i8, ptr %workspace, i64 {program.arena_bytes}")
+        self.line(f"%slots = alloca ptr, i64 {max((_words(bundle) for bundle in program.bundles), default=1)}")
+        for bundle in program.bundles:
+            if len(bundle) == 1:
+                self.chain(bundle[0].calls)
+            else:
+                self.table(bundle)
+                self.share("@pieces", sum(chain.pieces for chain in bundle))
 
-    def emit(self, bundles: Sequence[Bundle]) -> None:
-        words = max((_words(bundle) for bundle in bundles), default=1)
-        slots = self.builder.alloca(POINTER, max(1, words))
-        parallel_for = None
-        if any(chain.pieces > 1 for bundle in bundles for chain in bundle) or any(len(b) > 1 for b in bundles):
-            parallel_for = self.builder.load(self.pool, typ=POINTER)
-        for bundle in bundles:
-            if len(bundle) > 1:
-                self._write_table(slots, bundle)
-                self._share(parallel_for, self.pieces, slots, sum(chain.pieces for chain in bundle))
-                continue
-            for call in bundle[0].calls:
-                self._write_buffers(slots, 0, call)
-                kernel = self._kernel(call)
-                if call.chunks > 1:
-                    self._share(parallel_for, kernel, slots, call.chunks)
-                else:
-                    arguments = [slots, ir.Constant(INDEX, 0), ir.Constant(INDEX, call.chunks), self.scratch]
-                    _call(self.builder, kernel, _KERNEL, arguments)
-        self.builder.ret_void()
+    def line(self, text: str) -> None:
+        self.lines.append(f"  {text}")
 
-    def _share(self, parallel_for: ir.Value, kernel: ir.Value, slots: ir.Value, chunks: int) -> None:
-        stride = ir.Constant(INDEX, self.scratch_bytes)
-        arguments = [self.pool, kernel, slots, ir.Constant(INDEX, chunks), self.scratch, stride]
-        _call(self.builder, parallel_for, _PARALLEL_FOR, arguments)
+    def chain(self, calls: Sequence[Call]) -> None:
+        """Calls one after another, by themselves."""
+        for call in calls:
+            self.buffers(0, call)
+            if call.chunks > 1:
+                self.share(self.kernel(call), call.chunks)
+            else:
+                self.line(f"call void {self.kernel(call)}(ptr %slots, i64 0, i64 1, ptr %scratch)")
 
-    def _kernel(self, call: Call) -> ir.Value:
-        return self.builder.load(_word(self.builder, self.kernels, call.kernel), typ=POINTER)
+    def share(self, kernel: str, chunks: int) -> None:
+        """Run a kernel on the threads of the pool."""
+        pool = self.load("parallel_for", "%pool", 0)
+        stride = self.program.scratch_bytes
+        self.line(
+            f"call void {pool}(ptr %pool, ptr {kernel}, ptr %slots, i64 {chunks}, ptr %scratch, i64 {stride})"
+        )
 
-    def _write_table(self, slots: ir.Value, bundle: Bundle) -> None:
+    def table(self, bundle: Bundle) -> None:
+        """Write the table of a bundle; see the top of this file."""
         calls = [(chain, call) for chain in bundle for call in chain.calls]
-        self._write(slots, 0, ir.Constant(INDEX, len(calls)))
+        self.write(0, "i64", len(calls))
         first, at, buffers = 0, 1, 1 + _WORDS * len(calls)
         for chain in bundle:
             for call in chain.calls:
-                self._write(slots, at, self._kernel(call))
-                self._write(slots, at + 1, _word(self.builder, slots, buffers))
-                for offset, number in enumerate((first, chain.pieces, call.chunks), 2):
-                    self._write(slots, at + offset, ir.Constant(INDEX, number))
-                self._write_buffers(slots, buffers, call)
+                self.write(at, "ptr", self.kernel(call))
+                self.write(at + 1, "ptr", self.slot(buffers))
+                for position, number in enumerate((first, chain.pieces, call.chunks), at + 2):
+                    self.write(position, "i64", number)
+                self.buffers(buffers, call)
                 at, buffers = at + _WORDS, buffers + len(call.places)
             first += chain.pieces
 
-    def _write_buffers(self, slots: ir.Value, start: int, call: Call) -> None:
+    def buffers(self, start: int, call: Call) -> None:
         for position, place in enumerate(call.places, start):
-            self._write(slots, position, self._address(place))
+            self.write(position, "ptr", self.address(place))
 
-    def _write(self, slots: ir.Value, position: int, value: ir.Value) -> None:
-        self.builder.store(value, _word(self.builder, slots, position))
+    def write(self, position: int, kind: str, value: object) -> None:
+        self.line(f"store {kind} {value}, ptr {self.slot(position)}")
 
-    def _address(self, place: Place) -> ir.Value:
+    # Values that are made once, where they are first needed.
+
+    def slot(self, position: int) -> str:
+        return self.once(f"slot{position}", f"getelementptr ptr, ptr %slots, i64 {position}")
+
+    def kernel(self, call: Call) -> str:
+        return self.load(f"kernel{call.kernel}", "%kernels", call.kernel)
+
+    def address(self, place: Place) -> str:
+        name = f"{place.kind}{place.position}"
         if place.kind == "arena":
-            return _byte(self.builder, self.workspace, place.position)
-        offset = place.position + (self.inputs if place.kind == "output" else 0)
-        return self.builder.load(_word(self.builder, self.arguments, offset), typ=POINTER)
+            return self.once(name, f"getelementptr i8, ptr %workspace, i64 {place.position}")
+        offset = len(self.program.inputs) if place.kind == "output" else 0
+        return self.load(name, "%arguments", offset + place.position)
+
+    def load(self, name: str, base: str, position: int) -> str:
+        where = self.once(f"{name}.p", f"getelementptr ptr, ptr {base}, i64 {position}")
+        return self.once(name, f"load ptr, ptr {where}")
+
+    def once(self, name: str, instruction: str) -> str:
+        if name not in self.known:
+            self.known.add(name)
+            self.line(f"%{name} = {instruction}")
+        return f"%{name}"
 
 
 def _words(bundle: Bundle) -> int:
     """How many words on the stack the launch of a bundle needs."""
     calls = [call for chain in bundle for call in chain.calls]
     if len(bundle) == 1:
-        return max(len(call.places) for call in calls)
+        return max(1, *(len(call.places) for call in calls))
     return 1 + sum(_WORDS + len(call.places) for call in calls)
-
-
-def _emit_pieces(module: ir.Module) -> ir.Function:
-    """The function that finds whose pieces it is given; see the top of this file."""
-    function = ir.Function(module, _KERNEL, "pieces")
-    function.linkage = "internal"
-    table, begin, end, scratch = function.args
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    entries = _word(builder, table, 1)
-    with counted_loop(builder, 0, builder.load(table, typ=INDEX)) as number:
-        entry = builder.gep(entries, [builder.mul(number, ir.Constant(INDEX, _WORDS))], source_etype=POINTER)
-        kernel = builder.load(entry, typ=POINTER)
-        buffers = builder.load(_word(builder, entry, 1), typ=POINTER)
-        first, pieces, chunks = (builder.load(_word(builder, entry, i), typ=INDEX) for i in (2, 3, 4))
-        zero = ir.Constant(INDEX, 0)
-        from_first = builder.sub(begin, first)
-        low = builder.select(builder.icmp_signed("<", from_first, zero), zero, from_first)
-        high = smaller(builder, builder.sub(end, first), pieces)
-        with builder.if_then(builder.icmp_signed("<", low, high)):
-            bounds = [builder.udiv(builder.mul(at, chunks), pieces) for at in (low, high)]
-            _call(builder, kernel, _KERNEL, [buffers, *bounds, scratch])
-    builder.ret_void()
-    return function
-
-
-def _word(builder: ir.IRBuilder, base: ir.Value, position: int) -> ir.Value:
-    return builder.gep(base, [ir.Constant(INDEX, position)], source_etype=POINTER)
-
-
-def _byte(builder: ir.IRBuilder, base: ir.Value, position: int) -> ir.Value:
-    return builder.gep(base, [ir.Constant(INDEX, position)], source_etype=ir.IntType(8))
-
-
-def _call(builder: ir.IRBuilder, address: ir.Value, kind: ir.FunctionType, arguments: list[ir.Value]) -> None:
-    """Call through an address: opaque pointers carry no function type, so the call is told."""
-    builder.call(_Callee(address, kind), arguments)
-
-
-class _Callee:
-    """A pointer value with the function type to call it by, which is all that llvmlite asks of a callee."""
-
-    def __init__(self, value: ir.Value, kind: ir.FunctionType):
-        self.type = value.type
-        self.function_type = kind
-        self.get_reference = value.get_reference

@@ -129,8 +129,8 @@ class _Open:
             self.replaced.setdefault(node, []).append(number)
 
     def _needed(self, scheduled: ScheduledKernel) -> list[list[int]]:
-        """The chains that the kernel has to follow: with a result that it reads, or an input that one may replace."""
-        numbers = {self.writers[node] for node in scheduled.reads if node in self.writers}
+        """The chains to follow: with a result that the kernel reads or waits for, or an input that one may replace."""
+        numbers = {self.writers[node] for node in (*scheduled.reads, *scheduled.waits) if node in self.writers}
         for node in scheduled.reads:
             numbers.update(self.replaced.get(node, ()))
         for node in replaced_inputs(scheduled, self.given, self.results):
