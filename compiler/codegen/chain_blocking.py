@@ -23,7 +23,7 @@ _DEFAULT_L1, _DEFAULT_L2 = 16384, 131072  # where the target does not know its c
 _PASS_SLOTS = 12  # what the passes take for a vector, in multiply-adds: an exponential and a division
 _CHUNK_SLOTS = 32768  # work worth waking a thread for
 _MOST_CHUNKS = 64
-_FEWEST_BLOCKS = 4  # blocks of rows in a chunk: each chunk packs the operands again
+_FEWEST_ROWS = 64  # rows of a chunk if one batch entry is several: each packs the operands again
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
         leading += nr
     blocks, count = _assign_blocks(kernel)
     block_rows = _block_rows(kernel, target, count * leading * size, mr)
+    block_rows = min(block_rows, _round_up(-(-m // _parts(kernel, _entry_slots(kernel, chosen.lanes))), mr))
     layout = _Layout()
     offsets = tuple(layout.take(block_rows * leading * size) for _ in range(count))
     products = tuple(
@@ -104,7 +105,7 @@ def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
         for shape, own in zip(shapes, tiles, strict=True)
     )
     sums = tuple(_sum_step(kernel, each, target, (block_rows, leading, nr), size, layout) for each in kernel.sums)
-    slots = _entry_slots(kernel, products, sums)
+    slots = _entry_slots(kernel, chosen.lanes)
     batches, rows = _chunk(kernel, slots, block_rows)
     chunks = -(-kernel.batch.extent // batches) * -(-m // rows) if kernel.batch.extent and m and n else 0
     return ChainPlan(
@@ -279,19 +280,25 @@ def _pass_lanes(kernel: ChainKernel, tiles: Blocking) -> int:
     return tiles.lanes * gcd(wanted, tiles.nr // tiles.lanes)
 
 
-def _entry_slots(kernel: ChainKernel, products: Sequence[Step], sums: Sequence[Step]) -> float:
+def _entry_slots(kernel: ChainKernel, lanes: int) -> float:
     """The work of one batch entry in vector multiply-adds."""
-    depths = [step.contraction.k for step in products] + [step.contraction.n for step in sums]
+    depths = [p.depth.extent for p in kernel.products] + [s.free.extent for s in kernel.sums]
     work = sum(depths) + _PASS_SLOTS * len(kernel.passes)
-    return max(1.0, kernel.rows.extent * kernel.columns.extent * work / max(1, products[0].tiles.lanes))
+    return max(1.0, kernel.rows.extent * kernel.columns.extent * work / max(1, lanes))
+
+
+def _parts(kernel: ChainKernel, slots: float) -> int:
+    """Into how many parts the rows of a batch entry are dealt, so that there are enough chunks."""
+    if any(s.over_rows for s in kernel.sums) or kernel.batch.extent >= _MOST_CHUNKS:
+        return 1
+    wanted = min(-(-_MOST_CHUNKS // max(1, kernel.batch.extent)), int(slots // _CHUNK_SLOTS))
+    return max(1, min(wanted, kernel.rows.extent // _FEWEST_ROWS))
 
 
 def _chunk(kernel: ChainKernel, slots: float, block_rows: int) -> tuple[int, int]:
     """(batch entries, rows) of a chunk."""
-    m, batch = kernel.rows.extent, max(1, kernel.batch.extent)
-    if any(s.over_rows for s in kernel.sums) or slots <= _CHUNK_SLOTS or batch >= _MOST_CHUNKS:
-        wanted = max(1, min(batch, int(_CHUNK_SLOTS // slots)))
-        return -(-batch // -(-batch // wanted)), m
-    parts = min(-(-_MOST_CHUNKS // batch), int(slots // _CHUNK_SLOTS), -(-m // (block_rows * _FEWEST_BLOCKS)))
-    rows = -(-m // max(1, parts))
-    return 1, _round_up(rows, block_rows)
+    m, batch, parts = kernel.rows.extent, max(1, kernel.batch.extent), _parts(kernel, slots)
+    if parts > 1:
+        return 1, _round_up(-(-m // parts), block_rows)
+    wanted = max(1, min(batch, int(_CHUNK_SLOTS // slots)))
+    return -(-batch // -(-batch // wanted)), m

@@ -60,6 +60,10 @@ def _chain_of(lowered: Lowered) -> ChainKernel:
     return lowered.kernel
 
 
+class _Untied(Illegal):
+    """Nothing says yet where a member has to be evaluated."""
+
+
 @dataclass
 class _Probe(Expander):
     """Finds out at which indices a node needs the products, sums and reductions that it is made from."""
@@ -81,6 +85,7 @@ class _ChainExpander(Expander):
     places: dict[Node, Indices] = field(default_factory=dict)
     values: dict[Node, Value] = field(default_factory=dict)
     products: frozenset[Node] = frozenset()
+    stops: frozenset[Node] = frozenset()
     make_product: Callable[[Node, Indices], ProductAt] | None = None
 
     def _expand(self, node: Node, indices: Indices, guard: Guard) -> Value:
@@ -95,7 +100,11 @@ class _ChainExpander(Expander):
         return super()._expand(node, indices, guard)
 
     def _reduce(self, node: Node, indices: Indices) -> Value:
-        raise Illegal(f"{node.op.name} is not part of this chain")
+        raise (_Untied if node in self.stops else Illegal)(f"{node.op.name} is not part of this chain")
+
+    def counts(self) -> dict[Node, int]:
+        """How often each node that the chain itself computes is expanded at a different place."""
+        return {n: c for n, c in super().counts().items() if n in self.members or not self.has_memory(n)}
 
     def expansions(self) -> dict[Node, list[tuple[Indices, Value]]]:
         """Node -> where it was expanded, and to what."""
@@ -139,8 +148,9 @@ class _Chain:
         self.rows = Variable("m", math.prod(own_rows.extents(own_rows.free)))
         self.columns = Variable("n", math.prod(own_columns.extents(own_columns.free)))
         self.at = (self.batch, self.rows, self.columns)
+        self.stops = frozenset((*products, *(m for m in members if m.op is ops.dot_general or m.op.kind == "reduce")))
         self.expander = _ChainExpander(
-            has_memory, self.inside, products=frozenset(products), make_product=self._product
+            has_memory, self.inside, products=frozenset(products), stops=self.stops, make_product=self._product
         )
         across = (self.columns, self.rows) if swapped else (self.rows, self.columns)
         self.expander.places[first] = (
@@ -148,13 +158,11 @@ class _Chain:
             *indexing.unflatten(indexing.of(across[0]), lhs.extents(lhs.free)),
             *indexing.unflatten(indexing.of(across[1]), rhs.extents(rhs.free)),
         )
-        self.stops = frozenset((*products, *(m for m in members if m.op is ops.dot_general or m.op.kind == "reduce")))
         self.depths = 0
 
     def lower(self) -> Lowered:
+        reductions, sums = self._placed()
         reducing = [m for m in self.members if m.op.kind == "reduce"]
-        reductions = [self._reduction(node) for node in reducing]
-        sums = [self._sum(m, i) for i, m in enumerate(n for n in self.members if n.op is ops.dot_general)]
         row_stores, sum_stores = self._stores(sums)
         arranged = arrange(reductions, [s.left for s in sums], self.at, self.element)
         finished = tuple(
@@ -174,6 +182,26 @@ class _Chain:
         )  # fmt: skip
         return Lowered(kernel, self.expander.counts())
 
+    def _placed(self) -> tuple[list[Reduction], list[_Sum]]:
+        """The reductions and sums among the members. Where some are evaluated says where others are."""
+        reductions: list[Reduction] = []
+        sums: list[_Sum] = []
+        waiting = [m for m in self.members if m in self.stops]
+        while waiting:
+            later = []
+            for node in waiting:
+                try:
+                    if node.op.kind == "reduce":
+                        reductions.append(self._reduction(node))
+                    else:
+                        sums.append(self._sum(node, len(sums)))
+                except _Untied:
+                    later.append(node)
+            if len(later) == len(waiting):
+                raise Illegal("nothing ties a member to the chain")
+            waiting = later
+        return reductions, sums
+
     def _require_only(self, indices: Iterable[Index], variable: Variable) -> None:
         if not _only(indices, variable):
             raise Illegal("axes that are not the rows or columns of the chain")
@@ -187,7 +215,7 @@ class _Chain:
             place = self.expander.places.get(stop)
             if place is not None and among(stop):
                 return place_from(variables, node, solve(list(zip(demand, place, strict=True)), variables))
-        raise Illegal("nothing ties a member to the chain")
+        raise _Untied("nothing ties a member to the chain")
 
     def _big_place(self, node: Node) -> Indices:
         """Where a node with an element for each place of the products is evaluated at (b, m, n)."""

@@ -7,6 +7,7 @@ again, a block of rows at a time, so that no array grows with the product of bot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,12 +16,14 @@ from ..ir.graph import Graph, Node
 from .chain_lowering import lower_chain, reached_products
 from .expand import Illegal
 from .loop_ir import ChainKernel
+from .placing import Side
 
-# A product of deeper contractions costs more to compute again than to read from memory.
-DEEPEST_PRODUCT = 128
+# What is computed again, in multiply-adds for each element of the products, is worth less than going through memory a
+# few times: more if the products would not stay in a cache.
+CACHED_BYTES, WORTH_CACHED, WORTH_UNCACHED = 16 << 20, 96, 384
 # A chain with sums over its rows goes through all rows of a batch entry at one place: with fewer entries than this too
 # little of it is parallel, and with bigger sums than this they would go through memory again for every block of rows.
-FEW_ENTRIES, BIGGEST_SUMS = 16, 1 << 17
+FEW_ENTRIES, BIGGEST_SUMS = 8, 1 << 17
 
 
 @dataclass
@@ -35,7 +38,7 @@ class _Region:
 
 def unstored(graph: Graph, stored: Callable[[frozenset[Node]], set[Node]]) -> frozenset[Node]:
     """The nodes that chains keep out of memory; `stored` tells which nodes get memory if these do not."""
-    regions = [r for r in _regions(graph) if r.closed and any(end.op.kind == "reduce" for end in r.ends)]
+    regions = [r for r in _regions(graph) if r.closed and _is_normalised(r) and _is_cheap(r)]
     while regions:
         out = frozenset(node for r in regions for node in _computed_with(r, graph))
         memory = stored(out) | set(graph.inputs)
@@ -68,13 +71,61 @@ def _is_lowerable(region: _Region, memory: set[Node]) -> bool:
     return True
 
 
-def _is_big_product(node: Node) -> bool:
-    if node.op is not ops.dot_general or not node.size:
+def _is_normalised(region: _Region) -> bool:
+    """Whether a reduction over the region goes back into it.
+
+    Only then is there something to gain: otherwise contractions that finish what they compute do as well.
+    """
+    seen: set[Node] = set()
+    stack = [child for node in region.big for child in node.inputs if child not in region.big]
+    while stack:
+        node = stack.pop()
+        if node in seen or node in region.big:
+            continue
+        seen.add(node)
+        if node in region.ends:
+            if node.op.kind == "reduce":
+                return True
+        elif node.op.is_elementwise or node.op in (ops.reshape, ops.permute, ops.broadcast):
+            stack.extend(node.inputs)
+    return False
+
+
+def _is_cheap(region: _Region) -> bool:
+    """Whether computing the products again in each kernel that needs them costs less than storing them.
+
+    Forward and backward passes are kernels of their own, and so are sums over the columns and those over the rows where
+    one batch entry after the other would be too much for one place.
+    """
+    repeated = 0
+    for product in region.products:
+        left = Side.of(product, 0)
+        entries, rows = (math.prod(left.extents(axes)) for axes in (left.batch, left.free))
+        columns = product.size // max(1, entries * rows)
+        kernels = set()
+        for end in region.ends:
+            if product in reached_products([end], frozenset((end,)), lambda n: n in region.ends):
+                width = end.size // max(1, entries * rows)
+                together = entries >= FEW_ENTRIES and columns * width <= BIGGEST_SUMS
+                kernels.add((end.source.phase, together or _is_over_rows(end, region)))
+        repeated += math.prod(left.extents(left.contract)) * (len(kernels) - 1)
+    uncached = sum(p.nbytes for p in region.products) > CACHED_BYTES
+    return repeated <= (WORTH_UNCACHED if uncached else WORTH_CACHED)
+
+
+def _is_over_rows(end: Node, region: _Region) -> bool:
+    """Whether a contraction sums over the axis before the last of what the region gives it."""
+    if end.op.kind == "reduce":
         return False
-    depth = 1
-    for axis in node.attributes["lhs_contract"]:
-        depth *= node.inputs[0].shape[axis]
-    return depth <= DEEPEST_PRODUCT and node.size >= sum(child.size for child in node.inputs)
+    for position, child in enumerate(end.inputs):
+        if child in region.big:
+            side = Side.of(end, position)
+            return max(side.contract, default=0) < max(side.free, default=0)
+    return False
+
+
+def _is_big_product(node: Node) -> bool:
+    return node.op is ops.dot_general and node.size > 0 and node.size >= sum(child.size for child in node.inputs)
 
 
 def _regions(graph: Graph) -> list[_Region]:
