@@ -155,6 +155,20 @@ def scatters() -> Iterator[Example]:
     yield from _random(12, extents, lambda b: [b.scatter_add, b.gather, b.leaf, b.cast, b.binary, b.reduce, *_moves(b)])
 
 
+def large_scatters() -> Iterator[Example]:
+    """Results of blocks of rows, evenly divided or not: repeated rows, rows out of range, and block after block."""
+    for rows, columns, count in ((4096, 64, 30), (4099, 65, 17), (1111, 7 * 37, 64)):
+        for dtype in (dtypes.int32, dtypes.uint16, dtypes.int64):
+            indices = ops.input_(identity="indices", dtype=dtype, shape=(count,))
+            updates = ops.input_(identity="updates", dtype=dtypes.float32, shape=(count, columns))
+            draw = np.random.default_rng(rows)
+            places = draw.integers(-3 if dtype.kind == "signed" else 0, rows + 4, count).astype(dtype.numpy)
+            places[::3] = places[0]
+            values = draw.standard_normal((count, columns)).astype(np.float32)
+            graph = Graph((indices, updates), (ops.scatter_add(indices, updates, size=rows),))
+            yield Example(graph, (places, values), (0.0,))
+
+
 # Convolutions with both gradients
 
 
@@ -360,8 +374,9 @@ def _attention(dtype: dtypes.DType, sizes: tuple[int, ...], mask: str, heads_ins
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
-        movement, reductions, scatters, convolutions, images, narrow_single_lanes, rows_of_padding,
-        reversed_halves, rows_found_by_reductions, padded_columns_without_vectors, rows_read_again, attention,
+        movement, reductions, scatters, large_scatters, convolutions, images, narrow_single_lanes,
+        rows_of_padding, reversed_halves, rows_found_by_reductions, padded_columns_without_vectors,
+        rows_read_again, attention,
     )
 }  # fmt: skip
 

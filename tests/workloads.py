@@ -49,7 +49,12 @@ def deep_contractions():
 def scattered_gradients():
     with nx.rng.run(seed=3):
         table, places = nx.rng.normal((50, 16)), nx.rng.randint((4000,), low=0, high=50)
-    return kn.grad(lambda rows: nx.sum(nx.sin(rows[places]) * 0.1))(table)
+        large, few = nx.rng.normal((5000, 100)), nx.rng.randint((300,), low=0, high=5000)
+
+    def gradient(table, places):
+        return kn.grad(lambda rows: nx.sum(nx.sin(rows[places]) * 0.1))(table)
+
+    return gradient(table, places), gradient(large, few)
 
 
 WORKLOADS = (trained_perceptron, trained_convolutions, large_reductions, deep_contractions, scattered_gradients)

@@ -86,6 +86,14 @@ class Lanes:
 _LONGEST_STRETCH = 4
 
 
+# Conditions are equal by their contents.
+ConditionKey = tuple[Index, int, int]
+
+
+def condition_key(condition: Condition) -> ConditionKey:
+    return condition.index, condition.low, condition.high
+
+
 def _is_constant(value: ir.Value) -> bool:
     return isinstance(value, ir.Constant)
 
@@ -104,6 +112,8 @@ class Emitter:
         self.lanes: Lanes | None = None
         self.reduced: dict[Reduction, ir.Value] = {}
         self.accumulator: ir.Value | None = None
+        # Conditions that hold wherever code is emitted now, as a test around it has shown.
+        self.assumed: frozenset[ConditionKey] = frozenset()
         # Values that need not be computed again: how to load them where they were kept.
         self.kept: dict[Value, Callable[[], ir.Value]] = {}
 
@@ -215,7 +225,7 @@ class Emitter:
         self._advance(before, after)
         return before
 
-    def when(self, condition: ir.Value, body: Callable[[], None]) -> None:
+    def when(self, condition: ir.Value, body: Callable[[], object]) -> None:
         """`if condition: body()`; invariant code that the body needs is emitted in front of the test."""
         function = self.builder.function
         then, after = function.append_basic_block("then"), function.append_basic_block("after")
@@ -224,6 +234,14 @@ class Emitter:
             body()
             self.builder.branch(after)
         self._close(then, after, condition)
+
+    def when_all(self, conditions: Sequence[Condition], body: Callable[[], object]) -> None:
+        """`if all of them hold: body()`, where the body takes them for granted; they are the same in all lanes."""
+        condition = self.guard(conditions)
+        assert condition is not None
+        before, self.assumed = self.assumed, self.assumed | set(map(condition_key, conditions))
+        self.when(condition, body)
+        self.assumed = before
 
     # Lanes
 
@@ -386,7 +404,9 @@ class Emitter:
         same: ir.Value | None = None
         differing: ir.Value | None = None
         for condition in conditions:
-            key = ("condition", condition.index, condition.low, condition.high)
+            if condition_key(condition) in self.assumed:
+                continue
+            key = ("condition", *condition_key(condition))
             value = self._remembered(key, condition.index.variables, partial(self.condition, condition))
             if lanes_of(value):
                 differing = value if differing is None else both(self.builder, differing, value)

@@ -22,11 +22,11 @@ from ..ir import dtypes
 from ..ir.dtypes import DType
 from ..schedule import index as indexing
 from ..schedule.collapse import collapse
-from ..schedule.index import Index, Variable
-from ..schedule.loop_ir import Apply, Buffer, Load, LoopKernel, Pass, Reduction, Value
+from ..schedule.index import FromData, Index, Variable
+from ..schedule.loop_ir import Apply, Buffer, Condition, Load, LoopKernel, Pass, Reduction, Value
 from .arithmetic import BYTE, I32, I64, Arithmetic, constant, lanes_of, register_type, widened
 from .control_flow import POINTER
-from .emitter import Emitter, Lanes
+from .emitter import Emitter, Lanes, condition_key
 from .kept_rows import FUNCTION, FUNCTIONS, SIMPLE, KeptRow, row_values
 from .lanes import VectorLoop, lane_offsets
 from .vector_target import VectorTarget
@@ -100,7 +100,7 @@ class _Option:
         self.lanes = 1 << (min(width * unroll, longest) - 1).bit_length() if longest > 1 else 1
         if width < self.lanes and longest < 2 * self.lanes:
             self.lanes = max(width, self.lanes // 2)
-        if vector is None and any(s.accumulate for p in kernel.passes for s in p.stores):
+        if vector is None and not all(self._adds_apart(p) for p in kernel.passes):
             # Two lanes may add to the same place, so lanes must not run over the additions.
             self.lanes = 1
         copies, padding = (1, self.lanes) if vector is None else (self.lanes, 0)
@@ -108,11 +108,20 @@ class _Option:
         outer = math.prod(v.extent for v in kernel.outer)
         self.cost = sum(map(partial(self._pass_cost, outer=outer), kernel.passes, self.values.computed))
 
+    def _adds_apart(self, each: Pass) -> bool:
+        """Whether no two lanes of the pass's last loop add to the same element."""
+        added = [store.index for store in each.stores if store.accumulate]
+        if not added or not each.variables:
+            return True
+        offsets = [lane_offsets(index, VectorLoop(each.variables[-1], self.lanes)) for index in added]
+        return all(found is not None and len(set(found)) == len(found) for found in offsets)
+
     def _pass_cost(self, each: Pass, computed: Sequence[Value], outer: int) -> float:
-        iterations = outer * math.prod(v.extent for v in each.variables)
+        iterations: float = outer * math.prod(v.extent for v in each.variables)
         variable = self.vector or (each.variables[-1] if each.variables else None)
         lanes = self.lanes if variable is not None else 1
         extent = variable.extent if variable is not None else 1
+        iterations *= min((_share(store.guard) for store in each.stores if not each.reductions), default=1.0)
         vectors = iterations * (-(-extent // lanes) * lanes / extent) / lanes
         cost = 0.0
         for value in computed:
@@ -134,6 +143,16 @@ class _Option:
         if span > lanes * 4:
             return times * SIMPLE * lanes * 2.0
         return times * SIMPLE * max(1, span / 16)
+
+
+def _share(guard: Sequence[Condition]) -> float:
+    """The share of iterations in which a number from data can be expected to pass the guard."""
+    share = 1.0
+    for condition in guard:
+        extents = [atom.extent for atom, _ in condition.index.terms if isinstance(atom, FromData)]
+        if extents:
+            share *= min(1.0, (condition.high - condition.low) / max(extents))
+    return share
 
 
 def emit(module: ir.Module, name: str, kernel: LoopKernel, target: VectorTarget) -> Plan:
@@ -289,6 +308,12 @@ class _Function:
     ) -> list[ir.Value]:
         if not variables:
             return self._body(each, carried, accumulators, kept)
+        conditions = self._skipped_by(each, variables)
+        if conditions:
+            self.emitter.when_all(
+                conditions, partial(self._loops, each, variables, carried, accumulators, inner, kept)
+            )
+            return []
         variable, rest = variables[0], variables[1:]
 
         def body(counter: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
@@ -304,6 +329,20 @@ class _Function:
         if tail:
             carried = self.emitter.loop(variable, whole, whole + 1, 1, carried, body, Lanes(variable, lanes, tail))
         return carried
+
+    def _skipped_by(self, each: Pass, variables: list[Variable]) -> list[Condition]:
+        """Conditions known before the remaining loops begin without which these would do nothing."""
+        if not each.stores or each.reductions:
+            return []
+        shared = dict.fromkeys(map(condition_key, each.stores[0].guard))
+        for store in each.stores[1:]:
+            found = set(map(condition_key, store.guard))
+            shared = {key: None for key in shared if key in found}
+        return [
+            Condition(*key)
+            for key in shared
+            if key not in self.emitter.assumed and not key[0].variables & {*variables, self.plan.vector}
+        ]
 
     def _body(
         self, each: Pass, carried: list[ir.Value], accumulators: list[_Accumulator], kept: list[KeptRow]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ..ir import dtypes, ops
+from ..ir import ops
 from ..ir.graph import Node
 from . import index as indexing
 from .expand import Expander, Illegal, Indices, nontrivial, spread
-from .index import ZERO, FromData, Index, Variable
-from .loop_ir import Apply, Literal, LoopKernel, Pass, Reduced, Reduction, Store, Value
+from .index import ZERO, Index, Variable
+from .loop_ir import LoopKernel, Pass, Reduced, Reduction, Store, Value
 from .lower_contraction import lower_contraction
 from .placing import Lowered, fresh, place_from, require_bijection, solve
+from .scatters import lower_scatter
 
 __all__ = ["MOST_PARTS", "Lowered", "lower"]
 
@@ -40,7 +41,7 @@ def lower(
     if scatters:
         if len(members) > 1:
             raise Illegal("a scatter_add has a kernel of its own")
-        return _lower_scatter(scatters[0], has_memory)
+        return Lowered(*lower_scatter(scatters[0], has_memory))
     if contractions:
         return lower_contraction(contractions[0], members, outputs, has_memory, lanes)
     return _Loops(members, outputs, has_memory).lower()
@@ -185,38 +186,6 @@ def _reduction_loops(expander: Expander) -> list[tuple[Reduction, tuple[Variable
         extents = nontrivial(tuple(node.inputs[0].shape[a] for a in axes))
         result.append((reduction, expander.inner_variables(extents)))
     return result
-
-
-# Scatters
-
-
-def _lower_scatter(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
-    """Zero the result, then add the updates row by row in order; the axes of a row are parallel."""
-    indices, updates = node.inputs
-    rest = updates.shape[indices.rank :]
-    outer = tuple(Variable(f"o{i}", n) for i, n in enumerate(nontrivial(rest)))
-    row = Variable("r0_0", node.shape[0])
-    expander = Expander(has_memory, outer=outer)
-    columns = spread(rest, outer)
-    clear_index = indexing.flatten((indexing.of(row), *columns), node.shape)
-    extents = nontrivial(indices.shape)
-    places = tuple(Variable(f"r1_{i}", n) for i, n in enumerate(extents))
-    position = spread(indices.shape, places)
-    target = expander.expand(indices, position)
-    update = expander.expand(updates, (*position, *columns))
-    bounds = [Literal(indices.dtype, 0), Literal(indices.dtype, node.shape[0])]
-    inside = Apply(dtypes.bool_, "le", (bounds[0], target), indices.dtype)
-    if node.shape[0] <= dtypes.value_bounds(indices.dtype)[1]:
-        below = Apply(dtypes.bool_, "lt", (target, bounds[1]), indices.dtype)
-        inside = Apply(dtypes.bool_, "and", (inside, below), dtypes.bool_)
-    kept = Apply(updates.dtype, "where", (inside, update, Literal(updates.dtype, 0)), updates.dtype)
-    where = indexing.of(FromData(target, node.shape[0])) if node.shape[0] > 1 else ZERO
-    buffer = expander.buffer(node)
-    zero = Store(buffer, clear_index, Literal(node.dtype, 0))
-    add = Store(buffer, indexing.flatten((where, *columns), node.shape), kept, accumulate=True)
-    clear = Pass((row,) if row.extent != 1 else (), (), (zero,))
-    passes = (clear, Pass(places, (), (add,)))
-    return Lowered(LoopKernel(tuple(expander.buffers.values()), outer, passes), expander.counts())
 
 
 # Concatenations

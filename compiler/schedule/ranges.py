@@ -241,3 +241,52 @@ def _is_positional(own: Digits) -> bool:
             return False
         reach += weight * (extent - 1)
     return True
+
+
+# Guards that cut a range
+
+
+def without_padding(
+    index: Index, guard: Guard, over: Sequence[Variable]
+) -> tuple[Index, tuple[Variable, ...]] | None:
+    """An index without a guard, over other variables, that takes the same values as often; None if none is found.
+
+    A guard 0 <= r < n on a number r that names the values of its variables one after the other, such as the row
+    size * block + row, is a loop over n in their place.
+    """
+    if not guard:
+        return index, tuple(over)
+    rows = guard[0].index
+    inside = [v for v in over if v in rows.variables]
+    count = math.prod(v.extent for v in inside)
+    if len(guard) > 1 or guard[0].low != 0 or guard[0].high > count or not rows.terms:
+        return None
+    if rows.bounds != (0, count - 1) or not is_injective(rows, inside):
+        return None
+    atom, weight = rows.terms[0]
+    stride = dict(index.terms).get(atom, 0) // weight
+    rest = index - rows * stride
+    if rest.variables & set(inside) or not stride:
+        return None
+    row = Variable("row of the guard", guard[0].high)
+    return rest + indexing.of(row) * stride, (row, *(v for v in over if v not in inside))
+
+
+def with_found_numbers(index: Index, guard: Guard) -> Index:
+    """The index where the guard holds: a number from data between low and high, of which it says no more, counts on.
+
+    From low <= number - start < high follows number = start + low + i for some i below high - low.
+    """
+    for position, condition in enumerate(guard):
+        data = [atom for atom, weight in condition.index.terms if isinstance(atom, FromData) and weight == 1]
+        weight = dict(index.terms).get(data[0], 0) if len(data) == 1 else 0
+        if weight:
+            found = indexing.of(Variable(f"number {position}", condition.high - condition.low)) + condition.low
+            index = index - (condition.index - found) * weight
+    return index
+
+
+def is_positional(index: Index) -> bool:
+    """Whether the index is a sum of digits each of which weighs more than all lesser ones together."""
+    found = digits(index)
+    return found is not None and _is_positional(found[0])

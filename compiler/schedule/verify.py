@@ -368,11 +368,11 @@ class _Verifier:
         place = f"%{buffer.position}"
         if not stores:
             raise _fail(f"{place} is added to, but not written first")
-        if len(stores) == 1 and not stores[0][1].guard:
-            ((inner, store),) = stores
-            grid = (*outer, *inner)
+        unguarded = ranges.without_padding(stores[0][1].index, stores[0][1].guard, (*outer, *stores[0][0]))
+        if len(stores) == 1 and unguarded is not None:
+            index, grid = unguarded
             if math.prod(v.extent for v in grid) == buffer.size and (
-                buffer.size == 0 or ranges.is_injective(store.index, grid)
+                buffer.size == 0 or ranges.is_injective(index, grid)
             ):
                 return
             raise _fail(f"not every element of {place} is written exactly once")
@@ -390,10 +390,13 @@ class _Verifier:
         if not before:
             raise _fail(f"%{buffer.position} is added to before it is written")
         (first, *_) = before
-        added = ranges.digits(store.index, [first.index])
-        written = ranges.digits(first.index, [store.index])
+        index = ranges.with_found_numbers(store.index, store.guard)
+        added = ranges.digits(index, [first.index])
+        written = ranges.digits(first.index, [index])
         reason = f"cannot show that an outer iteration adds only to the elements of %{buffer.position} that it wrote"
-        if added is None or written is None or len(before) > 1 or first.guard or added[1] != written[1]:
+        # Every element is written; with a guard, the place that writes it is clear where places are told apart.
+        is_clear = not first.guard or ranges.is_positional(first.index)
+        if added is None or written is None or len(before) > 1 or not is_clear or added[1] != written[1]:
             raise _fail(reason)
         parts = []
         for found, _ in (added, written):

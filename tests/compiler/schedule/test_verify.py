@@ -128,9 +128,24 @@ kernel(%0: float32[8] out) {
   }
 }
 """
+BLOCKS = """\
+kernel(%0: int32[5] in, %1: float32[15] in, %2: float32[21] out) {
+  parallel o0 < 2 {
+    for r0_0 < 4, c0 < 3 {
+      v0 = literal 0.0 : float32
+      store %2[12*o0 + 3*r0_0 + c0] = v0 if 0 <= 4*o0 + r0_0 < 7
+    }
+    for r1_0 < 5, c0 < 3 {
+      v1 = load %0[r1_0] : int32
+      v2 = load %1[3*r1_0 + c0] : float32
+      store %2[3*[v1 < 7] + c0] += v2 if 0 <= [v1 < 7] + -4*o0 < 4
+    }
+  }
+}
+"""
 GOOD = {
     "rows": ROWS, "points": POINTS, "scatter": SCATTER, "contraction": CONTRACTION, "types": TYPES, "pieces": PIECES,
-    "windows": WINDOWS,
+    "windows": WINDOWS, "blocks": BLOCKS,
 }  # fmt: skip
 
 
@@ -236,6 +251,13 @@ BROKEN = [
     ("scatter", "store %2[3*[v1 < 7] + o0]", "store %2[3*[v1 < 7] + -1*o0 + 2]", "adds only to the elements"),
     ("scatter", "store %2[3*[v1 < 7] + o0]", "store %2[3*[v1 < 7]]", "adds only to the elements"),
     ("scatter", "store %2[3*[v1 < 7] + o0]", "store %2[[v1 < 7] + 7*o0]", "adds only to the elements"),
+    ("blocks", " if 0 <= [v1 < 7] + -4*o0 < 4", "", "adds only to the elements"),
+    ("blocks", "0 <= [v1 < 7] + -4*o0 < 4", "0 <= [v1 < 7] + -4*o0 < 5", "adds only to the elements"),
+    ("blocks", "0 <= [v1 < 7] + -4*o0 < 4", "1 <= [v1 < 7] + -4*o0 < 5", "adds only to the elements"),
+    ("blocks", "0 <= [v1 < 7] + -4*o0 < 4", "0 <= [v1 < 7] + -3*o0 < 4", "adds only to the elements"),
+    ("blocks", "0 <= 4*o0 + r0_0 < 7", "0 <= 4*o0 + r0_0 < 6", "not every element"),
+    ("blocks", "= v0 if 0 <= 4*o0 + r0_0 < 7", "= v0 if 0 <= o0 + 2*r0_0 < 6", "not every element"),
+    ("blocks", "store %2[12*o0 + 3*r0_0 + c0] = v0", "store %2[12*o0 + 3*r0_0] = v0", "not every element"),
     ("scatter", "store %2[3*r0_0 + o0]", "store %2[((r0_0 + 3*o0) % 7) + 7*((3*r0_0) // 7)]", "not every|adds only"),
     ("contraction", "store %2[4*m + n] = v2", "store %2[4*m + n] += v2", "a contraction's store accumulates"),
 ]
