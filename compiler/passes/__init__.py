@@ -13,6 +13,7 @@ from .canonicalise import canonicalise
 from .eliminate_dead_code import eliminate_dead_code
 from .fold_constants import fold_constants
 from .lower_convolutions import lower_convolutions
+from .reduce_vectors import reduce_vectors
 from .rules import isolate_inputs
 from .share_subexpressions import share_subexpressions
 from .simplify import simplify
@@ -27,6 +28,7 @@ PASSES: dict[str, Pass] = {
     for function in (
         canonicalise,
         fold_constants,
+        reduce_vectors,
         simplify,
         lower_convolutions,
         share_subexpressions,
@@ -37,9 +39,10 @@ PASSES: dict[str, Pass] = {
     )
 }
 
-# What a traced graph goes through before it is scheduled. (`simplify` includes the rules of the two passes before it;
-# they stand on their own to be looked at one by one.) Operands are ordered once so that simplify sees equal as equal,
-# and once more for what it made. Reductions are split last: simplify would merge them again.
+# What a traced graph goes through before it is scheduled. (`simplify` includes the rules of canonicalise,
+# fold_constants and reduce_vectors, which stand on their own to be looked at one by one.) Operands are ordered once so
+# that simplify sees equal as equal, and once more for what it made. Reductions are split last: simplify would merge
+# them again.
 STANDARD: tuple[str, ...] = (
     "lower_convolutions",
     "canonicalise",
@@ -65,7 +68,7 @@ def run(graph: Graph, names: Iterable[str] = STANDARD) -> Graph:
 
 __all__ = [
     "PASSES", "STANDARD", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants", "isolate_inputs",
-    "lower_convolutions", "run", "share_subexpressions", "simplify", "split_concatenations",
+    "lower_convolutions", "reduce_vectors", "run", "share_subexpressions", "simplify", "split_concatenations",
     "split_reductions",
     "widen_accumulations",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from ..ir import Graph, Node, dtypes, full, ops
 from ..ir.graph import TABLE as OPS
 from .canonicalise import TABLE as CANONICAL_RULES
 from .fold_constants import TABLE as FOLDING_RULES
+from .reduce_vectors import TABLE as VECTOR_RULES
 from .rules import RuleTable, is_integral, is_uniform, merged, normalise, uniform
 
 TABLE = RuleTable()
@@ -27,14 +28,15 @@ TABLE = RuleTable()
 def simplify(graph: Graph) -> Graph:
     """The graph with the rules of this file applied everywhere they match.
 
-    They are applied together with those of canonicalise and fold_constants, since each makes work for the others.
+    They are applied together with those of canonicalise, fold_constants and reduce_vectors, since each makes work for
+    the others.
     """
     return normalise(graph, _all_rules())
 
 
 @cache
 def _all_rules() -> RuleTable:
-    return merged(CANONICAL_RULES, FOLDING_RULES, TABLE)
+    return merged(CANONICAL_RULES, FOLDING_RULES, VECTOR_RULES, TABLE)
 
 
 @TABLE.rule(*(op for op in OPS.values() if op.is_elementwise))

@@ -1,10 +1,10 @@
-"""Passes that split big ops keep their meaning, and leave small ops alone."""
+"""Passes that take ops apart keep their meaning, and leave others alone."""
 
 import numpy as np
 import pytest
 from kaun.compiler.ir import Graph, dtypes, ops, topological, verify
 from kaun.compiler.ir.interpreter import evaluate
-from kaun.compiler.passes import split_concatenations, split_reductions, widen_accumulations
+from kaun.compiler.passes import reduce_vectors, split_concatenations, split_reductions, widen_accumulations
 from kaun.compiler.passes.split_concatenations import MOST_PARTS
 
 
@@ -77,3 +77,54 @@ def test_narrow_floats_are_scattered_in_float32():
     # 300 ones add up to 300 only in a type that can hold 257.
     (result,) = evaluate(graph, [np.zeros(300, np.int32), np.ones(300, np.float32).astype(dtypes.bfloat16.numpy)])
     assert float(result[0]) == 300.0
+
+
+def contraction(lhs, rhs, batch=((), ()), contract=((1,), (0,)), dtype=dtypes.float32):
+    operands = (argument(0, lhs, dtype), argument(1, rhs, dtype))
+    roles = {"lhs_batch": batch[0], "rhs_batch": batch[1], "lhs_contract": contract[0], "rhs_contract": contract[1]}
+    return Graph(operands, (ops.dot_general(*operands, **roles),))
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64, dtypes.int32], ids=str)
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "batch", "contract"),
+    [
+        ((7, 33), (33,), ((), ()), ((1,), (0,))),
+        ((33,), (7, 33), ((), ()), ((0,), (1,))),
+        ((7, 33), (33, 1), ((), ()), ((1,), (0,))),
+        ((33,), (33,), ((), ()), ((0,), (0,))),
+        ((1, 1), (1, 1), ((), ()), ((1,), (0,))),
+        ((4, 7, 3, 5), (3, 4, 5, 1), ((0,), (1,)), ((2, 3), (0, 2))),
+        ((4, 1, 5), (4, 2, 3, 5), ((0,), (0,)), ((2,), (3,))),
+    ],
+    ids=str,
+)
+def test_products_with_a_vector_along_rows_become_sums_and_mean_the_same(lhs, rhs, batch, contract, dtype):
+    graph = contraction(lhs, rhs, batch, contract, dtype)
+    reduced = reduce_vectors(graph)
+    verify(reduced)
+    assert "dot_general" not in ops_of(reduced) or lhs == (1, 1)
+    generator = np.random.default_rng(0)
+    values = [generator.integers(-9, 9, shape).astype(dtype.numpy) for shape in (lhs, rhs)]
+    np.testing.assert_array_equal(evaluate(reduced, values)[0], evaluate(graph, values)[0])
+
+
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "contract", "dtype"),
+    [
+        ((33,), (33, 7), ((0,), (0,)), dtypes.float32),  # columns along the result's vectors
+        ((2, 33), (7, 33), ((1,), (1,)), dtypes.float32),  # no vector
+        ((7, 33), (33,), ((1,), (0,)), dtypes.bfloat16),  # products that multiplications would round
+    ],
+    ids=str,
+)
+def test_other_products_stay_contractions(lhs, rhs, contract, dtype):
+    graph = contraction(lhs, rhs, ((), ()), contract, dtype)
+    assert reduce_vectors(graph).outputs == graph.outputs
+
+
+def test_a_permuted_matrix_counts_as_it_lies_in_memory():
+    w, x = argument(0, (33, 7)), argument(1, (33,))
+    roles = {"lhs_batch": (), "rhs_batch": (), "lhs_contract": (1,), "rhs_contract": (0,)}
+    graph = Graph((w, x), (ops.dot_general(ops.permute(w, axes=(1, 0)), x, **roles),))
+    assert reduce_vectors(graph).outputs == graph.outputs
