@@ -181,7 +181,7 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
     m_start, m_count = _block_range(builder, m_block, blocking.mc, contraction.m)
     n_start, n_count = _block_range(builder, n_block, blocking.nc, contraction.n)
     batch_start, batch_count = _block_range(builder, batch_block, blocking.batches, contraction.batch)
-    fresh = _note_packed_b(template, outer) if blocking.keep_b else None
+    fresh = note_packed_b(builder, template.scratch, outer) if blocking.keep_b else None
     if blocking.batches == 1:
         _emit_block(template, batch_start, (m_start, m_count), (n_start, n_count), fresh)
         return
@@ -189,18 +189,17 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
         _emit_block(template, batch, (m_start, m_count), (n_start, n_count), fresh)
 
 
-def _note_packed_b(template: _Template, column: ir.Value) -> ir.Value:
+def note_packed_b(builder: ir.IRBuilder, scratch: ir.Value, column: ir.Value) -> ir.Value:
     """Whether this thread's packed B is not that of the column of blocks; the scratch then says that it is.
 
     Chunks go down a column of blocks, so that each thread packs a column at most once, however the chunks are dealt.
     The note also names the kernel and its buffers: whoever runs several kernels in one loop shares their scratch.
     """
-    builder = template.builder
     function = builder.function
     pointers = [builder.ptrtoint(pointer, INDEX) for pointer in (function, function.args[0])]
     fresh: ir.Value = ir.Constant(ir.IntType(1), 0)
     for place, value in enumerate([builder.add(column, index(1)), *pointers]):
-        word = offset(builder, template.scratch, INDEX, (place, 1))
+        word = offset(builder, scratch, INDEX, (place, 1))
         fresh = builder.or_(fresh, builder.icmp_signed("!=", builder.load(word, typ=INDEX), value))
         builder.store(value, word)
     return fresh

@@ -28,12 +28,13 @@ _TABLE_SLOTS = 0.5  # reading the distance of one k step
 _TILE_SLOTS = 30
 _CHUNK_SLOTS = 1000
 _SMALLEST_CHUNK_SLOTS = 32768
-_PACK_SLOTS = 8.0  # packing a vector of B
+_PACK_SLOTS, _GATHER_SLOTS = 8.0, 50.0  # packing a vector of B, if its elements lie together or if they do not
 _FETCH_SLOTS = 1.5  # fetching a vector of B from an outer cache
 _STAGE_SLOTS = 5.0  # computing a vector of the image
 _FINISH_SLOTS = 6.0  # turning a vector of sums and storing it
+_STRETCH_SLOTS = 30.0  # for each array of the epilogue, going on where results lie together next: another page, often
 _MOST_CHUNKS = 512
-_THREADS = (1, 2, 4, 8, 16, 32, 64)
+_THREADS = (1, 2, 4, 8, 16)  # thread counts a grid of chunks should serve; the plan never learns the real one
 _MOST_DEPTH = 2048  # k steps of a block: the length of the table
 _MOST_ROWS = 4096
 _LONGEST_SEGMENT = 512
@@ -50,6 +51,8 @@ class WindowContraction:
 
     image:    whose places are f + g + h, indices of the variables `rows` (m) and `depth` (k) and of others
     in_place: distances in memory of neighbours on each axis if the image is an array of the element type
+    gathered: whether elements of B lie together along neither n nor k
+    arrays:   how many the epilogue reads and writes
     finish_rows: how many consecutive m the results lie together for, so that vectors of results run along m; 0 if they
               run along n
     """
@@ -61,6 +64,8 @@ class WindowContraction:
     element: str
     image: Image
     in_place: tuple[int, ...] | None
+    gathered: bool
+    arrays: int
     finish_rows: int
 
     @property
@@ -76,7 +81,8 @@ class WindowContraction:
 class WindowPlan:
     """The plan of one such contraction; every number is fixed at compile time, distances are in elements.
 
-    blocking:      tile, blocks and chunks; its scratch memory holds the box, tiles, B panels, and the square
+    blocking:      tile, blocks and chunks; its scratch memory holds a note of what the packed B is of (if it is kept),
+                   the box, tiles, the square, and B panels
     segment:       rows that are tiled together: tiles never cross from one segment to the next
     tile_sizes:    how many rows tiles have, the most frequent number first
     box:           extents of the box of a block, None if the image is read in place
@@ -271,14 +277,18 @@ def _grid_cost(
     staging = 0.0
     if contraction.in_place is None:
         staging = k_blocks * prod(box[:-1]) * -(-box[-1] // lanes) * _STAGE_SLOTS
-    chunk = tile.slots * (min(mc, m) / m) * (min(nc, n) / n) * crowded + _CHUNK_SLOTS + staging
+    tiles = -(-mc // tile.rows) * -(-nc // (tile.vectors * lanes))
+    visits = (k_blocks - 1) * tiles * (_TILE_SLOTS + 2 * tile.rows * tile.vectors)
+    chunk = tile.slots * (min(mc, m) / m) * (min(nc, n) / n) * crowded + _CHUNK_SLOTS + staging + visits
     chunk += (mc * nc * _FINISH_SLOTS + nc * k * _FETCH_SLOTS) / lanes
-    pack_b = nc * k * _PACK_SLOTS / lanes
+    stretches = nc * -(-mc // contraction.finish_rows) if contraction.finish_rows else mc
+    chunk += stretches * contraction.arrays * _STRETCH_SLOTS
+    pack_b = nc * k * (_GATHER_SLOTS if contraction.gathered else _PACK_SLOTS) / lanes
     most_chunks = min(_MOST_CHUNKS, max(1.0, contraction.batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
     total = 0.0
     for threads in _THREADS:
         turns = -(-chunks // threads)
-        packs = min(turns, -(-turns // m_blocks) + (threads > 1)) if keep_b else turns
+        packs = min(turns, -(-chunks // m_blocks)) if keep_b else turns
         total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
     if chunks > max(contraction.batch, most_chunks):
         total *= chunks / max(contraction.batch, most_chunks)
@@ -349,7 +359,8 @@ def _plan(
     nr = tile.vectors * lanes
     padded_n = -(-nc // nr) * nr
     tile_rows = padded_n + lanes
-    tile_offset = _aligned(0 if box is None else strides[0] * box[0] * size)
+    box_offset = _LINE if keep_b else 0
+    tile_offset = _aligned(box_offset + (0 if box is None else strides[0] * box[0] * size))
     square_offset = _aligned(tile_offset + (mc + lanes) * tile_rows * size)
     b_offset = _aligned(square_offset + lanes * lanes * size)
     chunks = contraction.batch * m_blocks * n_blocks
@@ -357,7 +368,7 @@ def _plan(
     unroll = 1 if tile.rows * tile.vectors >= 16 else 2 if tile.rows * tile.vectors >= 8 else 4
     blocking = Blocking(
         lanes=lanes, mr=tile.rows, nr=nr, mc=mc, nc=nc, kc=kc, batches=1, chunks=chunks, direct_a=True, direct_b=False,
-        a_panel=(0, 0), a_block=False, keep_b=keep_b, unroll=unroll, a_offset=0, tile_offset=tile_offset,
+        a_panel=(0, 0), a_block=False, keep_b=keep_b, unroll=unroll, a_offset=box_offset, tile_offset=tile_offset,
         b_offset=b_offset, scratch_bytes=_aligned(b_offset + b_bytes),
     )  # fmt: skip
     return WindowPlan(

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from .contraction import Memory, Packed
+from .contraction import Memory, Packed, note_packed_b
 from .contraction_blocking import Contraction, Operand
 from .contraction_packing import pack_memory_b, transpose_square
 from .control_flow import counted_loop, index, offset, smaller
@@ -105,7 +105,7 @@ def emit(
         micro_kernels=_emit_micro_kernels(function, contraction, plan, target),
     )
     with counted_loop(builder, begin, end, name="chunk") as chunk:
-        _emit_chunk(template, chunk, begin)
+        _emit_chunk(template, chunk)
 
 
 def _table(function: ir.Function, name: str, values: tuple[int, ...]) -> ir.Value:
@@ -150,7 +150,7 @@ def _emit_micro_kernels(
     return kernels
 
 
-def _emit_chunk(template: _Template, chunk: ir.Value, begin: ir.Value) -> None:
+def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
     """One chunk: a block of C of one batch entry, k block after k block, then its results."""
     builder, contraction, blocking = template.builder, template.contraction, template.plan.blocking
     m_blocks, n_blocks = -(-contraction.m // blocking.mc), -(-contraction.n // blocking.nc)
@@ -159,10 +159,7 @@ def _emit_chunk(template: _Template, chunk: ir.Value, begin: ir.Value) -> None:
     batch, n_block = _divide(builder, outer, n_blocks)
     m_range = _block_range(builder, m_block, blocking.mc, contraction.m)
     n_range = _block_range(builder, n_block, blocking.nc, contraction.n)
-    fresh = None
-    if blocking.keep_b:
-        # Chunks go down a column of blocks, so B changes only at the top (and is not there yet in the first chunk).
-        fresh = builder.or_(builder.icmp_signed("==", m_block, index(0)), builder.icmp_signed("==", chunk, begin))
+    fresh = note_packed_b(builder, template.scratch, outer) if blocking.keep_b else None
     padded_n = -(-blocking.nc // blocking.nr) * blocking.nr
     if k_blocks > 1:
         _clear_tiles(template, blocking.mc * template.plan.tile_rows)
@@ -175,7 +172,7 @@ def _emit_chunk(template: _Template, chunk: ir.Value, begin: ir.Value) -> None:
                 _pack_b(template, b_panels, batch, k_range, n_range)
         else:
             _pack_b(template, b_panels, batch, k_range, n_range)
-        first = template.image(builder, template.at(0), batch, m_range[0], k_range[0])
+        first = template.image(builder, template.at(blocking.a_offset), batch, m_range[0], k_range[0])
         _emit_tiles(template, first, b_panels, m_range[1], n_range[1], k_range[1])
     if template.plan.finish_rows:
         _finish_along_rows(template, batch, m_range, n_range)

@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import ir
 
 from ..schedule import index as indexing
+from ..schedule.collapse import all_values
 from ..schedule.index import Index, Variable
 from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution
 from . import window_contraction as template
@@ -31,7 +32,7 @@ def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContrac
     """What the template is asked for, and how it will do it."""
     contraction = WindowContraction(
         kernel.batch.extent, kernel.rows, kernel.columns.extent, kernel.depth, kernel.element.name, _image(kernel),
-        _in_place(kernel), _rows_together(kernel, target),
+        _in_place(kernel), _is_gathered(kernel, target), _arrays(kernel), _rows_together(kernel, target),
     )  # fmt: skip
     return contraction, plan_windows(contraction, target)
 
@@ -50,6 +51,20 @@ def _in_place(kernel: ContractionKernel) -> tuple[int, ...] | None:
     if any(atom not in axes for atom in coefficients):
         return None
     return tuple(coefficients.get(axis, 0) for axis in axes)
+
+
+def _is_gathered(kernel: ContractionKernel, target: VectorTarget) -> bool:
+    """Whether the right operand's elements lie together along neither the columns nor the depth."""
+    loops = [VectorLoop(variable, target.lanes(kernel.element.name)) for variable in (kernel.columns, kernel.depth)]
+    loads = [value for value in all_values([kernel.right]) if isinstance(value, Load)]
+    return any(all(lane_step(load.index, loop) not in (0, 1) for loop in loops) for load in loads)
+
+
+def _arrays(kernel: ContractionKernel) -> int:
+    """How many arrays the epilogue reads and writes row by row."""
+    values = all_values([store.value for store in kernel.stores])
+    loads = [v for v in values if isinstance(v, Load) and kernel.rows in v.index.variables]
+    return len(kernel.stores) + len({load.buffer for load in loads})
 
 
 def _rows_together(kernel: ContractionKernel, target: VectorTarget) -> int:

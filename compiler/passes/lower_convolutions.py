@@ -24,9 +24,9 @@ from ..ir import Graph, Node, ops, rebuild, rewrite
 from .convolution_phases import split_phases
 from .rules import isolate_inputs
 
-# A contraction with at least this many results has work for many threads; a part of one multiplies at least as often
-# as the second number says.
-MANY_RESULTS, LEAST_PART = 2**18, 2**20
+# A contraction with this many results, or with so many on one side, has work for many threads without being summed in
+# parts. A part multiplies at least as often as the third number says.
+MANY_RESULTS, LONG_SIDE, LEAST_PART = 2**18, 2**12, 2**20
 
 
 def lower_convolutions(graph: Graph) -> Graph:
@@ -72,7 +72,7 @@ def _windows(x: Node, kernel: tuple[int, ...], node: Node) -> Node:
 def _contract(windows: Node, w: Node, groups: int, node: Node) -> Node:
     batch, places, kernel = node.shape[0], node.shape[2:], w.shape[2:]
     outputs, channels, spatial = w.shape[0] // groups, w.shape[1], len(kernel)
-    parts = _parts(node, channels, channels * math.prod(kernel))
+    parts = _parts(node, groups, channels, channels * math.prod(kernel))
     if groups == parts == 1:
         product = ops.dot_general(
             w,
@@ -98,12 +98,14 @@ def _contract(windows: Node, w: Node, groups: int, node: Node) -> Node:
     return ops.reshape(ops.permute(summed, axes=(2, 0, 1, *range(3, 3 + spatial))), shape=node.shape)
 
 
-def _parts(node: Node, channels: int, depth: int) -> int:
+def _parts(node: Node, groups: int, channels: int, depth: int) -> int:
     """In how many parts the channels are summed: a divisor of their number. Narrow types would round each part."""
     if node.dtype is not node.dtype.compute:
         return 1
+    channels_out = max(1, node.shape[1])
+    side = max(channels_out // groups, node.size // channels_out)
     results = max(1, node.size)
-    most = min(MANY_RESULTS // results, results * depth // LEAST_PART)
+    most = min(MANY_RESULTS // results, LONG_SIDE // max(1, side * groups), results * depth // LEAST_PART)
     return max((parts for parts in range(1, min(most, channels) + 1) if channels % parts == 0), default=1)
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..ir.graph import Node
 from . import index as indexing
 from .expand import Expander, Illegal, Indices, moved, moves_only, nontrivial, spread
-from .index import Variable
+from .index import Index, Variable
 from .loop_ir import Condition, ContractionKernel, Guarded, Image, Literal, Load, Store, Value
 from .placing import Lowered, Side, epilogue_place, require_bijection
 
-# What packing, or finishing, one vector costs, counted in vector multiply-adds. They choose the form only.
-_PACKING, _FINISHING = 8, 6
+# What packing one vector costs, if its elements lie together or if they do not, and what finishing one does, counted in
+# vector multiply-adds. They choose the form only.
+_PACKING, _GATHERING, _FINISHING = 8, 50, 6
 
 
 def lower_contraction(
@@ -87,16 +89,37 @@ class _Contract:
         lhs, rhs = Side.of(node, 0), Side.of(node, 1)
         depth = math.prod(lhs.extents(lhs.contract))
         rows, columns = (math.prod(side.extents(side.free)) for side in (lhs, rhs))
+        images = (self._image_at(lhs), self._image_at(rhs))
+        packing = [_PACKING if image is None else self._packing(*image) for image in images]
         # Every form sums rows * depth * columns products. What is computed is packed once for all rows or columns.
         plain, forms = rows * columns * depth, []
-        for side, extent, other, swapped in ((lhs, rows, columns, False), (rhs, columns, rows, True)):
-            if self._image_at(side) is None:
+        for here, there, extent, other in ((0, 1, rows, columns), (1, 0, columns, rows)):
+            image = images[here]
+            if image is None:
                 continue
-            plain += _PACKING * depth * extent
+            plain += packing[here] * depth * extent
             whole = -(-other // self.lanes) * self.lanes
-            forms.append((extent * whole * (depth + _FINISHING) + _PACKING * depth * other, swapped))
-        cost, best = min(forms, default=(plain, False))
+            cost = extent * whole * (depth + _FINISHING) + packing[there] * depth * other
+            # Of equals, the image that shows its elements most often.
+            forms.append((cost, -((lhs, rhs)[here].node.size // image[0].size), here == 1))
+        cost, _, best = min(forms, default=(plain, 0, False))
         return best if cost < plain else None
+
+    def _packing(self, node: Node, places: Indices) -> int:
+        """What packing a vector of an operand costs that shows elements of `node` at `places`."""
+        position = indexing.flatten(places, node.shape)
+        for variable in position.variables:
+            if variable.name != "b" and self._together(position, variable):
+                return _PACKING
+        return _GATHERING
+
+    def _together(self, position: Index, variable: Variable) -> bool:
+        """Whether a vector along the variable is one stretch of memory."""
+
+        def at(number: int) -> Any:
+            return indexing.evaluate(position, lambda other: number if other == variable else 0)
+
+        return all(at(i) - at(0) == i for i in range(min(self.lanes, variable.extent)))
 
     def _image_at(self, side: Side) -> tuple[Node, Indices] | None:
         """The node that the operand moves elements of, and where the operand's element (b, m, k) is found in it.
