@@ -139,7 +139,8 @@ class _Contract:
         if node.op.kind == "leaf" and not self.has_memory(node):
             return None
         position = indexing.flatten(indices, node.shape)
-        if self.has_memory(node) and all(isinstance(atom, Variable) for atom, _ in position.terms):
+        lies_plainly = self.has_memory(node) and all(isinstance(atom, Variable) for atom, _ in position.terms)
+        if lies_plainly or node.size == 1:
             return None
         if any(place.has_data or len(atom.variables) != 1 for place in indices for atom, _ in place.terms):
             return None
