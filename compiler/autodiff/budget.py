@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from ..ir import Node, topological
-from .minimum_cut import least_kept
+from .minimum_cut import minimum_cut
 
 # Segments are tried up to this many.
 MOST_SEGMENTS = 64
@@ -39,20 +39,24 @@ class Choice:
         return sum(node.nbytes for node in self.kept)
 
 
-def choose(members: Collection[Node], results: Sequence[Node], needed: Collection[Node], budget: int) -> Choice:
-    """What to keep of `members`, of which the gradient needs `needed`, so that at most `budget` bytes are alive.
+def least_kept(members: Collection[Node], results: Sequence[Node], needed: Collection[Node]) -> frozenset[Node]:
+    """The least that has to be kept of `members` for a gradient that needs `needed`, with no product done again."""
+    order = _in_order(members, results)
+    depending = _depending(order)
+    return minimum_cut([node for node in order if node in depending], {node for node in needed if node in depending})
+
+
+def choose(members: Collection[Node], results: Sequence[Node], least: frozenset[Node], budget: int) -> Choice:
+    """What to keep of `members`, of which the gradient needs `least`, so that at most `budget` bytes are alive.
 
     Of those choices the one that does the fewest operations again; if there is none, that with the fewest bytes alive,
     and of equals the one that keeps the fewest until then.
     """
-    inside = frozenset(members)
-    order = [node for node in topological(results, stop=lambda n: n not in inside) if node in inside]
-    given_to = _depending(order, inside)
-    least = least_kept([node for node in order if node in given_to], {node for node in needed if node in given_to})
+    order = _in_order(members, results)
     everything = Choice(least, sum(node.nbytes for node in least), 0)
     if everything.alive_bytes <= budget:
         return everything
-    forward = _Forward.of(order, least, given_to)
+    forward = _Forward.of(order, least, _depending(order))
     nothing = Choice(frozenset(), everything.alive_bytes, sum(node.op.flops(node) for node in order))
     choices = [nothing, *(forward.in_segments(count, budget) for count in range(2, MOST_SEGMENTS + 1))]
     fitting = [choice for choice in choices if choice.alive_bytes <= budget]
@@ -61,9 +65,14 @@ def choose(members: Collection[Node], results: Sequence[Node], needed: Collectio
     return min(choices, key=lambda choice: (choice.alive_bytes, choice.kept_bytes))
 
 
-def _depending(order: Sequence[Node], inside: frozenset[Node]) -> set[Node]:
+def _in_order(members: Collection[Node], results: Sequence[Node]) -> list[Node]:
+    inside = frozenset(members)
+    return [node for node in topological(results, stop=lambda n: n not in inside) if node in inside]
+
+
+def _depending(order: Sequence[Node]) -> set[Node]:
     """The members that depend on something given; the others are made from constants alone."""
-    found: set[Node] = set()
+    inside, found = set(order), set[Node]()
     for node in order:
         if any(child in found or child not in inside for child in node.inputs):
             found.add(node)

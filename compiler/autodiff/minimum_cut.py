@@ -20,7 +20,7 @@ from ..ir import Node, topological
 PRICE = 1 / 32
 
 
-def least_kept(members: Collection[Node], needed: Collection[Node]) -> frozenset[Node]:
+def minimum_cut(members: Collection[Node], needed: Collection[Node]) -> frozenset[Node]:
     """The members to keep so that the `needed` ones can be computed from them and from what is not a member."""
     inside = frozenset(members)
     order = [node for node in topological(needed, stop=lambda n: n not in inside) if node in inside]

@@ -12,13 +12,18 @@ barriers in the same way.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import Node, ops, source, substitute, topological
 from ..ir.graph import intern
-from .budget import choose
+from .budget import choose, least_kept
+
+Rule = Callable[[Node, Node], Sequence[Node | None]]
+
+_stand_ins = itertools.count()
 
 
 @dataclass(eq=False)
@@ -33,19 +38,39 @@ class Region:
     results: tuple[Node, ...]
     members: frozenset[Node]
     kept: frozenset[Node] = frozenset()
+    budget: int | None = None
     outer: Region | None = None
     copies: dict[Node, Node] = field(default_factory=dict)
     reads: dict[Node, Node] = field(default_factory=dict)
 
-    def used(self, node: Node, cotangent: Node) -> Node:
-        """A member as its gradient rule gets to see it: on copies of its inputs."""
-        if node not in self.kept:
-            return self._copy(node, cotangent)
-        for child in node.inputs:
-            self._copy(child, cotangent)
-        return self._computed_again(node, cotangent)
+    def contributions(self, node: Node, cotangent: Node, rule: Rule) -> list[Node | None]:
+        """What a member's gradient rule gives for its inputs, with copies in place of whatever of them it uses.
 
-    def value(self, node: Node, cotangent: Node) -> Node:
+        The rule sees stand-ins, so that nothing is copied that it makes no use of.
+        """
+        stand_ins = {c: _stand_in(c) for c in node.inputs if c.inputs or c.op is ops.input_}
+        seen = intern(node.op, tuple(stand_ins.get(c, c) for c in node.inputs), node.attributes)
+        given = rule(seen, cotangent)
+        made = [each for each in given if each is not None]
+        oldest = min((each.serial for each in (*stand_ins.values(), seen)), default=0)
+        reached = set(topological(made, stop=lambda n: n is seen or n.serial < oldest))
+        copies = {s: self._copy(child, cotangent) for child, s in stand_ins.items() if s in reached}
+        if seen in reached and stand_ins:
+            copies[seen] = self._copy(node, cotangent)
+        resolved = iter(substitute(made, copies) if copies else made)
+        return [None if each is None else next(resolved) for each in given]
+
+    def spares_gradient(self, node: Node) -> bool:
+        """Whether the gradient of a gather's table is more than the budget, and a product gives it at a fair price.
+
+        That is, if there are no more rows than each is wide: it is then no more work than one more dense layer.
+        """
+        if self.budget is None or node.op is not ops.gather or node.size == 0:
+            return False
+        table, indices = node.inputs
+        return table.nbytes > self.budget and indices.size <= table.size // table.shape[0]
+
+    def _value(self, node: Node, cotangent: Node) -> Node:
         """A given or kept value, or its copy where an outer region does not keep it."""
         outer = self.outer
         return outer._copy(node, cotangent) if outer is not None and node in outer.members else node
@@ -55,7 +80,7 @@ class Region:
         for member in order:
             if member not in self.copies:
                 there = self._is_there(member)
-                make = self.value if there else self._computed_again
+                make = self._value if there else self._computed_again
                 self.copies[member] = make(member, cotangent)
         return self.copies[node]
 
@@ -84,10 +109,9 @@ class Region:
         return self.reads[node]
 
 
-def with_kept(contributions: Sequence[Node | None], copy: Node, kept: Node) -> list[Node | None]:
-    """What a rule made of the copy of a node, with the node's own kept value in place of the copy."""
-    made = iter(substitute([node for node in contributions if node is not None], {copy: kept}))
-    return [None if node is None else next(made) for node in contributions]
+def _stand_in(node: Node) -> Node:
+    """A new input of the node's type."""
+    return ops.input_(identity=("stand-in", next(_stand_ins)), dtype=node.dtype, shape=node.shape)
 
 
 Gradients = Callable[[Sequence[Node], Sequence[Node], Sequence[Node]], list[Node]]
@@ -108,21 +132,29 @@ def regions(order: Iterable[Node], active: set[Node], gradients: Gradients) -> d
         results = tuple(dict.fromkeys(mark.inputs[0] for mark in marks))
         members = frozenset(topological(results, stop=set(given).__contains__)) - set(given)
         kept: frozenset[Node] = frozenset()
+        least: frozenset[Node] = frozenset()
         if budget is not None:
             needed = _needed(results, members, [n for n in given if n in active], gradients)
-            kept = _kept(members, results, needed, budget)
-        region = Region(tuple(marks), results, members, kept)
+            least = least_kept(members, results, needed)
+            kept = _kept(members, results, least, budget)
+        region = Region(tuple(marks), results, members, kept, budget)
         for inside in made:
             if inside.outer is None and not members.isdisjoint(inside.marks):
                 inside.outer = region
         made.append(region)
+        if budget is not None and not least <= kept:
+            # What is computed again of a segment is the least that its gradient has to keep; the rest follows from it,
+            # as it would if all of the least were kept from the forward pass.
+            region = Region((), results, members, least | kept, budget, region)
         for node in members:
             innermost.setdefault(node, region)
     return innermost
 
 
-def _kept(members: frozenset[Node], results: Sequence[Node], needed: set[Node], budget: int) -> frozenset[Node]:
-    choice = choose(members, results, needed, budget)
+def _kept(
+    members: frozenset[Node], results: Sequence[Node], least: frozenset[Node], budget: int
+) -> frozenset[Node]:
+    choice = choose(members, results, least, budget)
     if choice.alive_bytes > budget:
         warnings.warn(
             f"kn.remat: a budget of {budget:,} bytes cannot be met; {choice.alive_bytes:,} is the least that was found",

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ..ir import Node, Op, full, source, topological
-from .recompute import Region, regions, with_kept
+from .recompute import Region, regions
 
 Cotangents = Sequence[Node | None]
 Rule = Callable[[Node, Node], Cotangents]
@@ -112,11 +112,12 @@ def _propagate(node: Node, totals: dict[Node, Node], active: set[Node], region: 
             raise NotImplementedError(f"vjp.gradients: {node.op.name} has no gradient rule")
         return
     cotangent = totals[node]
-    used = node if region is None or node.op.name == "remat" else region.used(node, cotangent)
     with source.inherit(dataclasses.replace(node.source, phase="backward")):
-        contributions = function(used, cotangent)
-        if region is not None and node in region.kept:
-            contributions = with_kept(contributions, used, region.value(node, cotangent))
+        if region is None or node.op.name == "remat":
+            contributions = function(node, cotangent)
+        else:
+            spared = region.spares_gradient(node)
+            contributions = region.contributions(node, cotangent, indexing.by_product if spared else function)
         for child, contribution in zip(node.inputs, contributions, strict=True):
             if contribution is not None and child in active:
                 _accumulate(totals, child, contribution)

@@ -12,6 +12,7 @@ from ..ir import Graph
 from .canonicalise import canonicalise
 from .eliminate_dead_code import eliminate_dead_code
 from .fold_constants import fold_constants
+from .join_products import join_products
 from .lower_convolutions import lower_convolutions
 from .reduce_vectors import reduce_vectors
 from .rules import isolate_inputs
@@ -32,6 +33,7 @@ PASSES: dict[str, Pass] = {
         simplify,
         lower_convolutions,
         share_subexpressions,
+        join_products,
         split_concatenations,
         split_reductions,
         widen_accumulations,
@@ -50,6 +52,7 @@ STANDARD: tuple[str, ...] = (
     "share_subexpressions",
     "simplify",
     "share_subexpressions",
+    "join_products",
     "split_concatenations",
     "split_reductions",
     "widen_accumulations",
@@ -68,6 +71,7 @@ def run(graph: Graph, names: Iterable[str] = STANDARD) -> Graph:
 
 __all__ = [
     "PASSES", "STANDARD", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants", "isolate_inputs",
+    "join_products",
     "lower_convolutions", "reduce_vectors", "run", "share_subexpressions", "simplify", "split_concatenations",
     "split_reductions",
     "widen_accumulations",
