@@ -371,12 +371,27 @@ def _attention(dtype: dtypes.DType, sizes: tuple[int, ...], mask: str, heads_ins
     return Example(graph, tuple(arguments), tuple(relative * (1 + each) for each in largest))
 
 
+def places_of_extrema() -> Iterator[Example]:
+    """argmax and argmin among equals, infinities and NaN: along rows and across them, written out or in loops."""
+    for number, shape in enumerate(((3, 70), (70, 3), (5, 4, 18, 2), (2, 130), (19, 40), (1, 1))):
+        for dtype in (dtypes.float32, dtypes.float64, dtypes.int32):
+            x = ops.input_(identity="x", dtype=dtype, shape=shape)
+            draw = np.random.default_rng(number)
+            argument = draw.integers(-2, 3, shape).astype(dtype.numpy)
+            if dtype.is_float:
+                argument[draw.random(shape) < 0.05] = np.nan
+                argument[0], argument[-1, ..., :1] = -np.inf, np.inf
+            for axis in (1, len(shape) - 1):
+                outputs = (ops.argmax(x, axis=axis), ops.argmin(x, axis=axis), ops.reduce_max(x, axes=(axis,)))
+                yield Example(Graph((x,), outputs), (argument,), (0.0,) * 3)
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
         movement, reductions, scatters, large_scatters, convolutions, images, narrow_single_lanes,
         rows_of_padding, reversed_halves, rows_found_by_reductions, padded_columns_without_vectors,
-        rows_read_again, attention,
+        rows_read_again, places_of_extrema, attention,
     )
 }  # fmt: skip
 

@@ -37,12 +37,13 @@ from ..schedule.loop_ir import (
     RowPass,
     Value,
 )
+from .accumulators import Accumulator
 from .arithmetic import BIT, I32, I64, Arithmetic, constant, lanes_of, memory_type, register_type, widened
 from .chain_blocking import ChainPlan, Memory, Step, plan
 from .contraction_packing import pack_memory_b
 from .control_flow import POINTER, counted_loop, index, offset, smaller
 from .emitter import Emitter, Lanes
-from .loops import _Accumulator, load_pointers
+from .loops import load_pointers
 from .micro_kernel import MicroKernel, emit_micro_kernel
 from .panels import Axis, PanelWriter
 from .vector_target import VectorTarget
@@ -497,7 +498,7 @@ class _Function:
 
     def _pass(self, emitter: _ChainEmitter, each: RowPass, first: ir.Value, last: ir.Value) -> None:
         columns, lanes = self.kernel.columns, self.plan.lanes
-        accumulators = [_Accumulator(r, emitter) for r in each.reductions]
+        accumulators = [Accumulator(r, emitter, (columns,), True) for r in each.reductions]
         carried = [value for a in accumulators for value in a.initial(lanes if lanes > 1 else 0)]
         whole = columns.extent - columns.extent % lanes
 
@@ -519,7 +520,7 @@ class _Function:
             else:
                 carried = emitter.loop(columns, whole, whole + 1, 1, carried, body, tail)
         for accumulator, value in zip(accumulators, carried, strict=True):
-            emitter.reduced[accumulator.reduction] = accumulator.finish([value], True)
+            emitter.reduced[accumulator.reduction] = accumulator.finish([value])
 
     def _perhaps(
         self, emitter: _ChainEmitter, last: ir.Value, whole: int, carried: list[ir.Value],

@@ -18,19 +18,20 @@ from functools import partial
 
 from llvmlite import ir
 
-from ..ir import dtypes
-from ..ir.dtypes import DType
 from ..schedule import index as indexing
-from ..schedule.collapse import collapse
+from ..schedule.collapse import all_values, collapse, pass_roots
 from ..schedule.index import FromData, Index, Variable
-from ..schedule.loop_ir import Apply, Buffer, Condition, Load, LoopKernel, Pass, Reduction, Value
-from .arithmetic import BYTE, I32, I64, Arithmetic, constant, lanes_of, register_type, widened
+from ..schedule.loop_ir import Apply, Buffer, Condition, Literal, Load, LoopKernel, Pass, Value
+from .accumulators import Accumulator
+from .arithmetic import BYTE, I64, Arithmetic, constant, register_type, widened
 from .control_flow import POINTER
 from .emitter import Emitter, Lanes, condition_key
 from .kept_rows import FUNCTION, FUNCTIONS, SIMPLE, KeptRow, row_values
 from .lanes import VectorLoop, lane_offsets
 from .vector_target import VectorTarget
 
+# Loops are written out up to so many operations in all, of which a mathematical function counts as several.
+_MOST_UNROLLED, _FUNCTION_SIZE = 64, 16
 # A chunk should be worth waking a thread for; more chunks than this balance nothing.
 _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
 
@@ -143,6 +144,13 @@ class _Option:
         if span > lanes * 4:
             return times * SIMPLE * lanes * 2.0
         return times * SIMPLE * max(1, span / 16)
+
+
+def _is_unrolled(each: Pass, variables: Sequence[Variable]) -> bool:
+    """Whether loops are so short, and do so little, that they are written out: windows of pooling, say."""
+    values = [v for v in all_values(pass_roots(each)) if not isinstance(v, Literal)]
+    work = sum(_FUNCTION_SIZE if isinstance(v, Apply) and v.name in FUNCTIONS else 1 for v in values)
+    return (work + len(each.reductions)) * math.prod(v.extent for v in variables) <= _MOST_UNROLLED
 
 
 def _share(guard: Sequence[Condition]) -> float:
@@ -267,14 +275,14 @@ class _Function:
             self._pass(each, [row for row in self.plan.kept if row.first == number])
 
     def _pass(self, each: Pass, kept: list[KeptRow]) -> None:
-        accumulators = [_Accumulator(r, self.emitter) for r in each.reductions]
         inner = self.plan.vector is None and bool(each.variables) and self.plan.lanes > 1
+        accumulators = [Accumulator(r, self.emitter, each.variables, inner) for r in each.reductions]
         lanes = self.plan.lanes if inner or self.emitter.lanes is not None else 0
         carried = [value for a in accumulators for value in a.initial(lanes)]
         finished = self._loops(each, list(each.variables), carried, accumulators, inner, kept)
         for accumulator in accumulators:
             values, finished = finished[: accumulator.width], finished[accumulator.width :]
-            self.emitter.reduced[accumulator.reduction] = accumulator.finish(values, inner)
+            self.emitter.reduced[accumulator.reduction] = accumulator.finish(values)
         self.emitter.kept.update({row.value: partial(self._kept, row) for row in kept})
 
     def _place(self, row: KeptRow) -> tuple[ir.Value, ir.Type]:
@@ -302,7 +310,7 @@ class _Function:
         each: Pass,
         variables: list[Variable],
         carried: list[ir.Value],
-        accumulators: list[_Accumulator],
+        accumulators: list[Accumulator],
         inner: bool,
         kept: list[KeptRow],
     ) -> list[ir.Value]:
@@ -319,6 +327,11 @@ class _Function:
         def body(counter: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
             return self._loops(each, rest, values, accumulators, inner, kept)
 
+        if not inner and _is_unrolled(each, variables):
+            for place in range(variable.extent):
+                with self.emitter.scope({variable: constant(I64, place)}):
+                    carried = body(constant(I64, place), carried)
+            return carried
         if rest or not inner:
             return self.emitter.loop(variable, 0, variable.extent, 1, carried, body)
         lanes = self.plan.lanes
@@ -345,7 +358,7 @@ class _Function:
         ]
 
     def _body(
-        self, each: Pass, carried: list[ir.Value], accumulators: list[_Accumulator], kept: list[KeptRow]
+        self, each: Pass, carried: list[ir.Value], accumulators: list[Accumulator], kept: list[KeptRow]
     ) -> list[ir.Value]:
         result: list[ir.Value] = []
         for accumulator in accumulators:
@@ -356,80 +369,3 @@ class _Function:
         for row in kept:
             self._keep(row)
         return result
-
-
-class _Accumulator:
-    """How one reduction is carried through its loops: one value, or value and position for argmax and argmin."""
-
-    def __init__(self, reduction: Reduction, emitter: Emitter):
-        self.reduction, self.emitter = reduction, emitter
-        self.arithmetic, self.builder = emitter.arithmetic, emitter.builder
-        self.dtype: DType = reduction.value.dtype.compute
-        self.positioned = reduction.position is not None
-        names = {"reduce_sum": "add", "reduce_max": "maximum", "argmax": "maximum"}
-        self.name = names.get(reduction.combine, "minimum")
-
-    @property
-    def width(self) -> int:
-        return 2 if self.positioned else 1
-
-    def initial(self, lanes: int) -> list[ir.Value]:
-        """What the loops start from; argmax starts at position -1, which any element beats."""
-        lowest, highest = dtypes.value_bounds(self.dtype)
-        identity = {"add": 0, "maximum": lowest, "minimum": highest}[self.name]
-        start = constant(register_type(self.dtype), identity, lanes)
-        return [start, constant(I64, -1, lanes)] if self.positioned else [start]
-
-    def step(self, carried: list[ir.Value]) -> list[ir.Value]:
-        """Take in the element at the current place of the loops."""
-        value = self.emitter.evaluate(self.reduction.value)
-        if lanes_of(carried[0]):
-            value = self.emitter.spread(value)
-        new = [value]
-        if self.positioned:
-            assert self.reduction.position is not None
-            position = self.emitter.evaluate(self.reduction.position)
-            new.append(self.emitter.spread(position) if lanes_of(carried[0]) else position)
-        combined = self._combine(carried, new)
-        active = self.emitter.active_mask()
-        if active is None or not lanes_of(carried[0]):
-            return combined
-        return [self.builder.select(active, a, b) for a, b in zip(combined, carried, strict=True)]
-
-    def _combine(self, old: list[ir.Value], new: list[ir.Value]) -> list[ir.Value]:
-        if not self.positioned:
-            if self.name == "add" and self.dtype.is_float:
-                return [self.builder.fadd(old[0], new[0], flags=("contract", "reassoc"))]
-            return [self.arithmetic.apply(self.name, [old[0], new[0]], self.dtype, self.dtype)]
-        better = self._better(old, new)
-        return [self.builder.select(better, b, a) for a, b in zip(old, new, strict=True)]
-
-    def _better(self, old: list[ir.Value], new: list[ir.Value]) -> ir.Value:
-        """Whether the new element wins: it is beyond the old one, or equal and earlier; NaN is beyond everything."""
-        b = self.builder
-        x, y = (new[0], old[0]) if self.name == "maximum" else (old[0], new[0])
-        beyond = self.arithmetic.compare("lt", y, x, self.dtype)
-        equal = self.arithmetic.compare("eq", x, y, self.dtype)
-        if self.dtype.is_float:
-            old_nan, new_nan = (b.fcmp_unordered("uno", v[0], v[0]) for v in (old, new))
-            beyond = b.or_(beyond, b.and_(new_nan, b.not_(old_nan)))
-            equal = b.or_(equal, b.and_(new_nan, old_nan))
-        # As unsigned numbers, position -1 (no element yet) comes after every other.
-        earlier = b.icmp_unsigned("<", new[1], old[1])
-        return b.or_(beyond, b.and_(equal, earlier))
-
-    def finish(self, values: list[ir.Value], across_lanes: bool) -> ir.Value:
-        """The result: after the loops, the lanes are combined by halving."""
-        lanes = lanes_of(values[0])
-        while across_lanes and lanes > 1:
-            lanes //= 2
-            low = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-            high = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes)))
-            halves = [
-                [self.builder.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), mask) for v in values]
-                for mask in (low, high)
-            ]
-            values = self._combine(*halves)
-        if across_lanes and lanes_of(values[0]):
-            values = [self.builder.extract_element(v, constant(I32, 0)) for v in values]
-        return values[1] if self.positioned else values[0]

@@ -15,8 +15,8 @@ from kaun.nx.errors import describe, invalid_type
 
 from .windows import Extents, Padding, Pairs, check_fits, check_rank, extents, pads
 
-# Up to this many elements, a window is a chain of elementwise operations over strided slices, whose gradient is
-# elementwise too; beyond, the windows become axes that are reduced.
+# Windows that overlap have gradients that add up: up to this many elements, a chain of elementwise operations over
+# strided slices differentiates to fewer passes over memory. Other windows become axes that are reduced.
 _LARGEST_CHAIN = 9
 
 
@@ -29,6 +29,12 @@ class _Windows:
     dilations: tuple[int, ...]
     padding: Pairs
     places: tuple[int, ...]
+
+    @property
+    def are_chained(self) -> bool:
+        """Whether the positions in a window are combined one after the other rather than reduced."""
+        overlapping = any(step < size for step, size in zip(self.strides, self.sizes, strict=True))
+        return overlapping and math.prod(self.sizes) <= _LARGEST_CHAIN
 
     def padded(self, x: Tensor, value: float) -> Tensor:
         """x with `value` around it, cut to what the windows read."""
@@ -110,9 +116,7 @@ def _max_pool(
     x = nx.asarray(x)
     windows = _windows(function, spatial, x, kernel_size, stride, dilation, padding, ceil_mode)
     padded = windows.padded(x, -math.inf)
-    # Windows that overlap have gradients that add up: a chain of selections differentiates to fewer passes over memory.
-    overlapping = any(step < size for step, size in zip(windows.strides, windows.sizes, strict=True))
-    if overlapping and math.prod(windows.sizes) <= _LARGEST_CHAIN:
+    if windows.are_chained:
         return functools.reduce(_larger, windows.slices(padded))
     unfolded, axes = windows.axes(padded)
     return nx.max(unfolded, axis=axes)
@@ -131,7 +135,7 @@ def _avg_pool(
     x = nx.asarray(x)
     windows = _windows(function, spatial, x, kernel_size, stride, 1, padding, ceil_mode)
     padded = windows.padded(x, 0.0)
-    if math.prod(windows.sizes) <= _LARGEST_CHAIN:
+    if windows.are_chained:
         total = functools.reduce(lambda a, b: a + b, windows.slices(padded))
     else:
         unfolded, axes = windows.axes(padded)
