@@ -6,8 +6,8 @@
         for m0 in the chunk's rows step block_rows:
           the range of columns that are live for one of the rows: the rest is never computed
           for each product:  tiles of (rows, columns in range) by the micro-kernel, into a block of scratch
-          for each row:      the passes: vectors along the columns, reductions, kept values to blocks of scratch
-                             the row's stores
+          for each pass, for each row: vectors along the columns; results of reductions and kept values to scratch
+          for each row:      its stores
           for each sum over columns: tiles of (rows, e) by the micro-kernel, from a block; finished and stored
           for each sum over rows:    tiles of (columns in range, e) added to sums that stay in scratch
         finish and store the sums over rows
@@ -34,6 +34,7 @@ from ..schedule.loop_ir import (
     Product,
     ProductAt,
     Reduced,
+    Reduction,
     RowPass,
     Value,
 )
@@ -120,6 +121,8 @@ class _Function:
         self.size = kernel.element.itemsize
         self.pointers = load_pointers(builder, function.args[0], kernel.buffers)
         self.micro_kernels: dict[MicroKernel, ir.Function] = {}
+        # The reductions whose results are there.
+        self.reduced: list[Reduction] = []
         # What depends on no loop is computed once, here in the entry block, and known to all later emitters.
         self.known: dict[object, ir.Value] = {}
         entry = self._emitter({})
@@ -186,9 +189,16 @@ class _Function:
         first, last = self._whole_tiles(low, high, nr)
         for product, step in zip(kernel.products, chosen.products, strict=True):
             self._product(product, step, batch, start, rows, first, last)
-        if kernel.passes or kernel.stores:
+        # Pass by pass: rows do not wait for one another, as the passes over one row do.
+        for each_pass in kernel.passes:
             with counted_loop(self.builder, 0, rows, name="row") as row:
-                self._row(batch, self.builder.add(start, row, flags=("nsw",)), row, first, last)
+                emitter = self._on_row(batch, start, row)
+                self._pass(emitter, each_pass, row, first, last)
+        if kernel.stores:
+            with counted_loop(self.builder, 0, rows, name="row") as row:
+                emitter = self._on_row(batch, start, row)
+                for store in kernel.stores:
+                    emitter.store(store)
         for each, step in zip(kernel.sums, chosen.sums, strict=True):
             if each.over_rows:
                 self._sum_over_rows(each, step, batch, start, rows, first, last)
@@ -484,19 +494,29 @@ class _Function:
 
     # Rows
 
-    def _row(self, batch: ir.Value, m: ir.Value, row: ir.Value, first: ir.Value, last: ir.Value) -> None:
-        """The passes and the stores of one row."""
+    def _on_row(self, batch: ir.Value, start: ir.Value, row: ir.Value) -> _ChainEmitter:
+        """An emitter that knows a row of the block, and what earlier passes made of it."""
         kernel, chosen = self.kernel, self.plan
+        m = self.builder.add(start, row, flags=("nsw",))
         emitter = self._emitter({kernel.batch: batch, kernel.rows: m})
         for block, number in chosen.blocks.items():
-            start = self._scratch(chosen.offsets[number])
-            emitter.row_of[block] = offset(self.builder, start, self.scalar, (row, chosen.leading))
-        for each in kernel.passes:
-            self._pass(emitter, each, first, last)
-        for store in kernel.stores:
-            emitter.store(store)
+            to_block = self._scratch(chosen.offsets[number])
+            emitter.row_of[block] = offset(self.builder, to_block, self.scalar, (row, chosen.leading))
+        for reduction in self.reduced:
+            place, kind = self._result(reduction, row)
+            value = self.builder.load(place, typ=kind)
+            emitter.reduced[reduction] = self.builder.trunc(value, BIT) if reduction.dtype.kind == "bool" else value
+        return emitter
 
-    def _pass(self, emitter: _ChainEmitter, each: RowPass, first: ir.Value, last: ir.Value) -> None:
+    def _result(self, reduction: Reduction, row: ir.Value) -> tuple[ir.Value, ir.Type]:
+        """Where the result of a reduction over a row is kept."""
+        kind = register_type(reduction.dtype)
+        kind = ir.IntType(8) if kind == BIT else kind
+        return offset(self.builder, self._scratch(self.plan.results[reduction]), kind, (row, 1)), kind
+
+    def _pass(
+        self, emitter: _ChainEmitter, each: RowPass, row: ir.Value, first: ir.Value, last: ir.Value
+    ) -> None:
         columns, lanes = self.kernel.columns, self.plan.lanes
         accumulators = [Accumulator(r, emitter, (columns,), True) for r in each.reductions]
         carried = [value for a in accumulators for value in a.initial(lanes if lanes > 1 else 0)]
@@ -520,7 +540,10 @@ class _Function:
             else:
                 carried = emitter.loop(columns, whole, whole + 1, 1, carried, body, tail)
         for accumulator, value in zip(accumulators, carried, strict=True):
-            emitter.reduced[accumulator.reduction] = accumulator.finish([value])
+            place, kind = self._result(accumulator.reduction, row)
+            result = accumulator.finish([value])
+            self.builder.store(self.builder.zext(result, kind) if result.type == BIT else result, place)
+            self.reduced.append(accumulator.reduction)
 
     def _perhaps(
         self, emitter: _ChainEmitter, last: ir.Value, whole: int, carried: list[ir.Value],

@@ -12,7 +12,7 @@ from math import gcd
 
 from ..schedule.collapse import all_values
 from ..schedule.index import Index, Variable
-from ..schedule.loop_ir import Apply, ChainKernel, ChainSum, Keep, Kept, Load, Product, ProductAt, Value
+from ..schedule.loop_ir import Apply, ChainKernel, ChainSum, Keep, Kept, Load, Product, ProductAt, Reduction, Value
 from . import contraction_blocking as blocking
 from .contraction_blocking import Blocking, Contraction, Operand
 from .lanes import VectorLoop, lane_step
@@ -23,6 +23,8 @@ _DEFAULT_L1, _DEFAULT_L2 = 16384, 131072  # where the target does not know its c
 _PASS_SLOTS = 12  # what the passes take for a vector, in multiply-adds: an exponential and a division
 _CHUNK_SLOTS = 32768  # work worth waking a thread for
 _MOST_CHUNKS = 64
+_NARROW_VECTORS = 2  # vectors of a product's tile where columns are skipped
+_LIVE_BLOCKS = 12  # blocks of rows where columns are skipped: each computes what one of its rows needs
 _FEWEST_ROWS = 64  # rows of a chunk if one batch entry is several: each packs the operands again
 
 
@@ -65,6 +67,7 @@ class ChainPlan:
     lanes:         columns that the passes take at once; divides the products' tile
     leading:       distance of two rows of a block
     blocks:        the block of scratch that holds each product and each kept value, and `offsets` of the blocks
+    results:       where in scratch the results of each reduction are, one for each row of the block
     batches, rows: batch entries and rows of a chunk
     multiply_adds: all the work, as vector multiply-adds
     """
@@ -74,6 +77,7 @@ class ChainPlan:
     leading: int
     blocks: dict[Product | Keep, int]
     offsets: tuple[int, ...]
+    results: dict[Reduction, int]
     products: tuple[Step, ...]
     sums: tuple[Step, ...]
     batches: int
@@ -87,7 +91,9 @@ def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
     """Choose blocks, tiles and chunks."""
     m, n, size = kernel.rows.extent, kernel.columns.extent, element_bits(kernel.element.name) // 8
     shapes = [_product_shape(kernel, p, target) for p in kernel.products]
-    tiles = [blocking.plan(contraction, target) for contraction, _, _ in shapes]
+    # Where columns are skipped, narrow tiles and few rows at a time follow what is live more closely.
+    narrow = _NARROW_VECTORS * target.lanes(kernel.element.name) if kernel.live else n
+    tiles = [blocking.plan(replace(each, n=min(each.n, narrow)), target) for each, _, _ in shapes]
     # All products have the tile of the deepest, so that one range of columns serves them all.
     chosen = max(zip(shapes, tiles, strict=True), key=lambda each: each[0][0].k)[1]
     mr, nr = chosen.mr, chosen.nr
@@ -97,9 +103,12 @@ def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
         leading += nr
     blocks, count = _assign_blocks(kernel)
     block_rows = _block_rows(kernel, target, count * leading * size, mr)
+    if kernel.live:
+        block_rows = min(block_rows, _round_up(-(-m // _LIVE_BLOCKS), mr))
     block_rows = min(block_rows, _round_up(-(-m // _parts(kernel, _entry_slots(kernel, chosen.lanes))), mr))
     layout = _Layout()
     offsets = tuple(layout.take(block_rows * leading * size) for _ in range(count))
+    results = {r: layout.take(block_rows * r.dtype.itemsize) for each in kernel.passes for r in each.reductions}
     products = tuple(
         _product_step(shape, own, (mr, nr, chosen.lanes), block_rows, size, layout)
         for shape, own in zip(shapes, tiles, strict=True)
@@ -109,8 +118,8 @@ def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
     batches, rows = _chunk(kernel, slots, block_rows)
     chunks = -(-kernel.batch.extent // batches) * -(-m // rows) if kernel.batch.extent and m and n else 0
     return ChainPlan(
-        block_rows, _pass_lanes(kernel, chosen), leading, blocks, offsets, products, sums, batches, rows, chunks,
-        layout.end if chunks else 0, slots * kernel.batch.extent,
+        block_rows, _pass_lanes(kernel, chosen), leading, blocks, offsets, results, products, sums, batches, rows,
+        chunks, layout.end if chunks else 0, slots * kernel.batch.extent,
     )  # fmt: skip
 
 

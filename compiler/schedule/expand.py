@@ -119,6 +119,38 @@ def moved(node: Node, indices: Indices) -> Indices:
     raise Illegal(f"unknown movement op {op.name}")
 
 
+_COMPARISONS = (ops.le, ops.lt, ops.eq, ops.ne)
+_HALF_RANGE = 1 << 30
+
+
+def _on_indices(node: Node, arguments: tuple[Value, ...]) -> Value | None:
+    """Indices moved by constants, which are indices, and comparisons of indices, for which 32 bits are enough."""
+    found = [_as_index(value) for value in arguments]
+    if not found or all(isinstance(value, Literal) for value in arguments):
+        return None
+    known = [index for index in found if index is not None and -_HALF_RANGE < min(index.bounds) <= max(index.bounds)
+             < _HALF_RANGE]  # fmt: skip
+    if len(known) != len(arguments):
+        return None
+    if node.op in _COMPARISONS:
+        return Apply(node.dtype, node.op.name, tuple(IndexValue(dtypes.int32, index) for index in known), dtypes.int32)
+    if node.op in (ops.add, ops.sub):
+        moved = known[0] + known[1] if node.op is ops.add else known[0] - known[1]
+        low, high = dtypes.value_bounds(node.dtype)
+        if low <= moved.bounds[0] and moved.bounds[1] <= high:
+            return IndexValue(node.dtype, moved)
+    return None
+
+
+def _as_index(value: Value) -> Index | None:
+    """A signed or unsigned integer as an index, if it is one or a constant."""
+    if isinstance(value, IndexValue) and value.dtype.is_integer and not value.index.has_data:
+        return value.index
+    if isinstance(value, Literal) and value.dtype.is_integer:
+        return indexing.constant(int(value.value))
+    return None
+
+
 @dataclass
 class Expander:
     """Expands nodes for one kernel.
@@ -183,6 +215,9 @@ class Expander:
             return self._movement(node, indices, guard)
         if kind in ("unary", "binary", "select", "convert"):
             arguments = tuple(self.expand(child, indices, guard) for child in node.inputs)
+            of_indices = _on_indices(node, arguments)
+            if of_indices is not None:
+                return of_indices
             return Apply(node.dtype, node.op.name, arguments, node.inputs[-1].dtype)
         if kind == "reduce":
             return self._reduce(node, indices)

@@ -45,7 +45,7 @@ def dropped(q, k, v):
 ATTENTIONS = {
     "plain": fn.dot_product_attention,
     "causal": lambda q, k, v: fn.dot_product_attention(q, k, v, is_causal=True),
-    "padded": lambda q, k, v: fn.dot_product_attention(q, k, v, mask=nx.arange(k.shape[-2]) < k.shape[-2] - 3),
+    "padded": lambda q, k, v: fn.dot_product_attention(q, k, v, mask=(v[:, :1, :, 0] > -1.0)[:, :, None, :]),
     "biased": lambda q, k, v: fn.dot_product_attention(q, k, v, mask=nx.arange(k.shape[-2]) * -0.1),
     "dropped": dropped,
 }
