@@ -6,8 +6,8 @@ thread. A bundle is what it runs, chains that do not depend on one another:
     launch: | chain 0: kernel 3, in 12 pieces | chain 1: kernel 4, kernel 7, kernel 5, one after another | ...
 
 A chain is a kernel, in pieces that threads share, or a sequence of kernels too small to share, on one thread. Kernels
-keep the order they are given in, but for those of one bundle, and their own chunks, so that bundling changes no bit of
-any result.
+keep the order they are given in but for a few places, and their own chunks, so that bundling changes no bit of any
+result.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from .order import replaced_inputs
 LONGEST_CHAIN_NANOSECONDS = 20_000.0
 # What it costs to start several threads and to wait for them.
 LAUNCH_NANOSECONDS = 3_000.0
+# How many kernels a bundle may leave for later ones while it looks for more that can join.
+LOOKAHEAD = 8
 # A bundle of several chains has about this many pieces, of about equal cost: what threads claim is then alike.
 PIECES = 128
 
@@ -60,26 +62,37 @@ def bundle(
     """The kernels of a graph in bundles, in an order in which they can run.
 
     A kernel joins the bundle before it unless it needs a result of it, or can at least follow what it needs on the
-    same thread. What a bundle reads and writes is alive all at once, so it stops growing where that would take more
-    than `slack_bytes` beyond what the kernels one by one need at most. Nor does it read an input of the graph beside a
-    kernel whose result may be written over that input.
+    same thread. So do kernels a little further on, past a few that do not join. What a bundle reads and writes is alive
+    all at once, so it stops growing where that would take more than `slack_bytes` beyond what the kernels one by one
+    need at most. Nor does it read an input of the graph beside a kernel whose result may be written over that input.
     """
     elsewhere = {*graph.inputs, *graph.outputs}
     alive_before, peak = _alive(kernels, elsewhere)
+    own = [sum(aligned(node.nbytes) for node in k.outputs if node not in elsewhere) for k in kernels]
     bundles: list[Bundle] = []
-    current = _Open(launches, graph)
-    room = 0
-    for number, scheduled in enumerate(kernels):
-        own = sum(aligned(node.nbytes) for node in scheduled.outputs if node not in elsewhere)
-        if current.chains and not (own <= room and current.admits(number, scheduled)):
-            bundles.append(current.finished())
-            current = _Open(launches, graph)
-        if not current.chains:
-            room = peak + slack_bytes - alive_before[number]
-        current.add(number, scheduled)
-        room -= own
-    if current.chains:
+    waiting = list(range(len(kernels)))
+    ahead: set[int] = set()  # kernels in bundles already, though some before them still wait
+    while waiting:
+        first = waiting[0]
+        ahead = {number for number in ahead if number > first}
+        room = peak + slack_bytes - alive_before[first] - sum(own[number] for number in ahead)
+        current = _Open(launches, graph)
+        skipped: list[int] = []
+        looked_at = 0
+        for number in waiting:
+            looked_at += 1
+            scheduled = kernels[number]
+            if number == first or (own[number] <= room and current.admits(number, scheduled)):
+                current.add(number, scheduled)
+                room -= own[number]
+                ahead.add(number)
+            else:
+                current.skip(scheduled)
+                skipped.append(number)
+                if len(skipped) > LOOKAHEAD:
+                    break
         bundles.append(current.finished())
+        waiting = skipped + waiting[looked_at:]
     return bundles
 
 
@@ -111,9 +124,21 @@ class _Open:
         self.writers: dict[Node, int] = {}
         self.read: dict[Node, list[int]] = {}
         self.replaced: dict[Node, list[int]] = {}
+        # What kernels that did not join write and read.
+        self.later: set[Node] = set()
+        self.read_later: set[Node] = set()
+
+    def skip(self, scheduled: ScheduledKernel) -> None:
+        """Leave a kernel for a later bundle: what waits for it may not join."""
+        self.later.update(scheduled.outputs)
+        self.read_later.update(scheduled.reads)
 
     def admits(self, number: int, scheduled: ScheduledKernel) -> bool:
         """Whether the kernel may join."""
+        if not self.later.isdisjoint((*scheduled.reads, *scheduled.waits)):
+            return False
+        if not self.read_later.isdisjoint(replaced_inputs(scheduled, self.given, self.results)):
+            return False
         needed = self._needed(scheduled)
         return not needed or self._is_short([*(k for chain in needed for k in chain), number])
 

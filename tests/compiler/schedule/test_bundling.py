@@ -166,3 +166,14 @@ def test_an_input_is_not_read_beside_a_kernel_whose_result_may_be_written_over_i
     # The update of w may take the place of w, which the other product still reads.
     assert shape_of(lambda x, w: (x @ w, w - x @ x), x, w) == [[1], [1]]
     assert shape_of(lambda x, w: (x @ w, w[:128] - x[:128] @ x), x, w) == [[1, 1]]
+
+
+def test_a_bundle_looks_past_kernels_that_must_wait():
+    x, w, v = array(256, 128), array(128, 128), array(128, 128)
+    compilation = trace(lambda x, w, v: (x @ w, (x @ w) @ w, x @ v), x, w, v).compilation
+    launches = compilation._launches
+    numbers = {k.outputs[0]: i for i, k in enumerate(compilation.fused)}
+    first, second, third = (numbers[node] for node in compilation.simplified.outputs)
+    given = [compilation.fused[k] for k in (first, second, third)]
+    bundles = bundle(given, [launches[k] for k in (first, second, third)], compilation.simplified, 1 << 20)
+    assert [{k for chain in chains for k in chain.kernels} for chains in bundles] == [{0, 2}, {1}]
