@@ -32,8 +32,12 @@ from .vector_target import VectorTarget
 
 # Loops are written out up to so many operations in all, of which a mathematical function counts as several.
 _MOST_UNROLLED, _FUNCTION_SIZE = 64, 16
+# A pass with so many times fewer iterations than another does not matter.
+_RARELY = 8
 # A chunk should be worth waking a thread for; more chunks than this balance nothing.
 _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
+# What one core moves to and from the caches beyond its own, or memory.
+_BYTES_PER_NANOSECOND = 40.0
 
 
 @dataclass(frozen=True)
@@ -74,19 +78,31 @@ def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
         wanted = max(1, min(vectors, -(-_MOST_CHUNKS // max(1, rows))))
         block = -(-vectors // wanted) * best.lanes
         units = rows * -(-best.vector.extent // block)
-    chunks = int(max(1, min(_MOST_CHUNKS, units, best.cost / _CHUNK_NANOSECONDS)))
+    nanoseconds = max(best.cost, _streamed_bytes(kernel) / _BYTES_PER_NANOSECOND)
+    chunks = max(1, min(_MOST_CHUNKS, units, math.ceil(nanoseconds / _CHUNK_NANOSECONDS)))
     if chunks > 1:
         # Threads come in twos and fours: three chunks would leave one of two threads waiting.
         chunks = min(units, -(-chunks // 4) * 4)
     per_chunk, values = max(1, -(-units // chunks)), best.values
     kept, scratch_bytes = tuple(values.kept), values.scratch_bytes
-    return Plan(best.vector, best.lanes, block, units, per_chunk, best.cost, kept, scratch_bytes)
+    return Plan(best.vector, best.lanes, block, units, per_chunk, nanoseconds, kept, scratch_bytes)
 
 
 def _element_bytes(kernel: LoopKernel) -> int:
     """The size lanes are counted in: 8 if all arithmetic is on 8-byte types, else 4."""
     sizes = {b.dtype.compute.itemsize for b in kernel.buffers}
     return 8 if sizes == {8} else 4
+
+
+def _streamed_bytes(kernel: LoopKernel) -> int:
+    """The size of the buffers, but for those of which data says what part is used."""
+    found: dict[Buffer, None] = {}
+    for each in kernel.passes:
+        loads = [(v.buffer, v.index) for v in all_values(pass_roots(each)) if isinstance(v, Load)]
+        for buffer, index in (*loads, *((store.buffer, store.index) for store in each.stores)):
+            if not index.has_data:
+                found[buffer] = None
+    return sum(buffer.size * buffer.dtype.itemsize for buffer in found)
 
 
 class _Option:
@@ -96,7 +112,7 @@ class _Option:
         self.vector = vector
         extents = [vector.extent] if vector else [p.variables[-1].extent for p in kernel.passes if p.variables]
         longest = max(extents, default=1)
-        operations = sum(map(len, row_values(kernel.passes, 1, 0, capacity).computed))
+        operations = _usual_operations(kernel.passes, row_values(kernel.passes, 1, 0, capacity).computed)
         unroll = 4 if operations <= 12 else 2 if operations <= 30 else 1
         self.lanes = 1 << (min(width * unroll, longest) - 1).bit_length() if longest > 1 else 1
         if width < self.lanes and longest < 2 * self.lanes:
@@ -144,6 +160,13 @@ class _Option:
         if span > lanes * 4:
             return times * SIMPLE * lanes * 2.0
         return times * SIMPLE * max(1, span / 16)
+
+
+def _usual_operations(passes: Sequence[Pass], computed: Sequence[Sequence[Value]]) -> int:
+    """How many values the passes compute in which the kernel spends its time."""
+    iterations = [math.prod(v.extent for v in each.variables) for each in passes]
+    often = [n * _RARELY >= max(iterations) for n in iterations]
+    return sum(len(values) for values, counts in zip(computed, often, strict=True) if counts)
 
 
 def _is_unrolled(each: Pass, variables: Sequence[Variable]) -> bool:
