@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from . import passes
@@ -21,6 +21,7 @@ from .codegen.kernels import emit_kernel, launch
 from .codegen.vector_target import VectorTarget
 from .ir import Graph, Node, print_graph
 from .program import Array, Call, Chain, Module, Place, Program
+from .program_aliases import find_aliases
 from .program_text import print_program
 from .schedule import bundling
 from .schedule.bundling import Launch
@@ -125,11 +126,13 @@ class Compilation:
         places.update({n: Place("output", i) for i, n in enumerate(computed)})
         numbers: dict[str, int] = {}
         modules: list[Module] = []
+        table: list[Kernel] = []
         calls = []
         for scheduled, how in zip(self.kernels, self.launches, strict=True):
             text = print_kernel(scheduled.kernel)
             if text not in numbers:
                 numbers[text] = len(modules)
+                table.append(scheduled.kernel)
                 modules.append(Module(text, _emitter(scheduled.kernel, self.target)))
             buffers = tuple(places[b.node] for b in scheduled.kernel.buffers)
             calls.append(Call(numbers[text], buffers, how.chunks))
@@ -138,7 +141,7 @@ class Compilation:
             tuple(Chain(tuple(next(remaining) for _ in chain.kernels), chain.pieces) for chain in bundle)
             for bundle in self._bundles
         )
-        return Program(
+        program = Program(
             inputs=tuple(Array(n.dtype, n.shape) for n in graph.inputs),
             outputs=tuple(Array(n.dtype, n.shape) for n in computed),
             results=tuple(places[n] for n in graph.outputs),
@@ -148,6 +151,7 @@ class Compilation:
             arena_bytes=arena_bytes,
             scratch_bytes=max((how.scratch_bytes for how in self.launches), default=0),
         )
+        return replace(program, aliases=find_aliases(program, table))
 
     @property
     def lower_bound_bytes(self) -> int:

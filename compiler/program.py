@@ -75,8 +75,8 @@ class Program:
     inputs and then of the outputs that `results` lists as computed, and `workspace` to `arena_bytes` bytes followed by
     `scratch_bytes` for each thread, all aligned to 64 bytes.
 
-    `aliases` lists pairs (input, output) that may have one address: see `schedule/aliasing.py`. No other arrays
-    may overlap.
+    `aliases` lists pairs (input, output) that may have one address: see `program_aliases.py`. No other arrays may
+    overlap.
 
     `results[i]` says where output i of the graph is found: a computed output, or an input handed through.
     """

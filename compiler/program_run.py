@@ -15,11 +15,20 @@ from .schedule.run import run_kernel
 
 
 def run_program(
-    program: Program, arguments: Sequence[Array], order: Callable[[Bundle], Sequence[Chain]] = lambda bundle: bundle
+    program: Program,
+    arguments: Sequence[Array],
+    order: Callable[[Bundle], Sequence[Chain]] = lambda bundle: bundle,
+    *,
+    in_place: bool = False,
 ) -> list[Array]:
-    """The results for these arguments. `order` gives the order in which the chains of a launch run: any will do."""
+    """The results for these arguments. `order` gives the order in which the chains of a launch run: any will do.
+
+    in_place: whether outputs are written over the inputs that they may be written over.
+    """
     inputs = [np.array(argument, order="C") for argument in arguments]
     outputs = [np.empty(array.shape, array.dtype.numpy) for array in program.outputs]
+    for given, output in program.aliases if in_place else ():
+        outputs[output] = inputs[given]
     # Not zeros, so that reading what was not written shows.
     arena = np.full(program.arena_bytes, 0xA5, np.uint8)
     kernels = [parse_kernel(module.text) for module in program.kernels]

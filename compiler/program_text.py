@@ -8,6 +8,7 @@
       input float32[64, 3]
       output float32[64, 2]
       return output 0, input 0
+      alias input 0, output 0
       arena 1024
       scratch 128
       launch {
@@ -19,8 +20,8 @@
       }
     }
 
-The two groups of the launch are chains. `in` tells a kernel's chunks, the brackets where its buffers are, in the arena
-by byte.
+`alias` tells of an output that may be written over an input. The two groups of the launch are chains. `in` tells a
+kernel's chunks, the brackets where its buffers are, in the arena by byte.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def _program_block(program: Program) -> str:
     lines += [f"  input {_format_array(array)}" for array in program.inputs]
     lines += [f"  output {_format_array(array)}" for array in program.outputs]
     lines.append(f"  return {_format_places(program.results)}".rstrip())
+    lines += [f"  alias input {given}, output {output}" for given, output in program.aliases]
     lines += [f"  arena {program.arena_bytes}", f"  scratch {program.scratch_bytes}"]
     for bundle in program.bundles:
         lines.append("  launch {")
@@ -93,6 +95,7 @@ def parse_program(
         emit_entry=emit_entry,
         arena_bytes=fields.numbers["arena"],
         scratch_bytes=fields.numbers["scratch"],
+        aliases=tuple(fields.aliases),
     )
     _check_places(program)
     return program
@@ -105,6 +108,7 @@ class _Fields:
         self.inputs: list[Array] = []
         self.outputs: list[Array] = []
         self.results: tuple[Place, ...] = ()
+        self.aliases: list[tuple[int, int]] = []
         self.numbers = {"arena": 0, "scratch": 0}
         self.bundles: list[Bundle] = []
         for line in lines:
@@ -113,6 +117,8 @@ class _Fields:
                 (self.inputs if word == "input" else self.outputs).append(_parse_array(rest))
             elif word == "return":
                 self.results = _parse_places(rest)
+            elif word == "alias":
+                self.aliases.append(_parse_alias(rest))
             elif word in self.numbers and rest.isdecimal():
                 self.numbers[word] = int(rest)
             elif word == "launch" and rest == "{":
@@ -143,6 +149,13 @@ def _parse_places(text: str) -> tuple[Place, ...]:
             raise _unexpected(part, "a place")
         places.append(Place(found[1], int(found[2])))
     return tuple(places)
+
+
+def _parse_alias(text: str) -> tuple[int, int]:
+    places = _parse_places(text)
+    if [place.kind for place in places] != ["input", "output"]:
+        raise _unexpected(text, "an input and an output")
+    return places[0].position, places[1].position
 
 
 def _parse_bundle(lines: Iterator[str]) -> Bundle:
@@ -181,6 +194,9 @@ def _check_places(program: Program) -> None:
     for place in program.results:
         if place.kind == "arena" or place.position >= len(arrays[place.kind]):
             raise _unexpected(_format_places([place]), "a result that the program has")
+    for given, output in program.aliases:
+        if given >= len(program.inputs) or output >= len(program.outputs):
+            raise _unexpected(f"alias input {given}, output {output}", "an input and an output that the program has")
     for call in program.calls:
         if call.kernel >= len(types) or len(types[call.kernel]) != len(call.places) or call.chunks < 1:
             raise _unexpected(_format_call(call), "a kernel of the program and a place for each of its buffers")

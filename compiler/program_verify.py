@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from .ir import dtypes
 from .ir.verify import VerificationError
 from .program import Bundle, Call, Chain, Place, Program
+from .program_aliases import illegal_alias
 from .program_text import buffer_types
 from .schedule.memory import ALIGNMENT
+from .schedule.parse import parse_kernel
 
 # Bytes [start, end) of the arena, an input or an output.
 _Region = tuple[str, int, int, int]
@@ -23,6 +25,7 @@ def verify_program(program: Program) -> None:
       its chain, and not written over since.
     - What a chain writes, no other chain of its launch reads or writes.
     - Arena places start on cache lines.
+    - An output that may be written over an input is written by the last call to read it, element by element.
 
     That places lie inside of what they are in, and have the types of the kernels' buffers, is checked by the parser.
     """
@@ -42,6 +45,9 @@ class _Verifier:
         for position, array in enumerate(self.program.outputs):
             if array.nbytes and position not in written:
                 raise VerificationError(f"program: output {position} is not written")
+        wrong = illegal_alias(self.program, lambda number: parse_kernel(self.program.kernels[number].text))
+        if wrong is not None:
+            raise VerificationError(f"program: output {wrong[1]} cannot be written over input {wrong[0]}")
 
     def _bundle(self, bundle: Bundle) -> None:
         before = set(self.written)

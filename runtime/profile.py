@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,7 @@ from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.program import Executable
 from kaun.runtime.target import Target
 
-__all__ = ["repeat_kernel", "time_calls", "time_kernel"]
+__all__ = ["fork_and_join_seconds", "repeat_kernel", "time_calls", "time_kernel"]
 
 # One measurement lasts about this long, so that neither the clock nor the call from Python shows in it.
 _BURST_SECONDS = 1e-3
@@ -99,6 +100,40 @@ def time_kernel(
     while time.perf_counter() < stop:
         least = min(least, burst(times))
     return least
+
+
+_NOTHING = """
+define void @NAME(ptr %buffers, i64 %begin, i64 %end, ptr %scratch) {
+  ret void
+}
+"""
+_NOTHING_SYMBOL = "kaun_nothing_" + hashlib.sha256(_NOTHING.encode()).hexdigest()[:16]
+
+
+def fork_and_join_seconds(serial_seconds: float = 0.0, *, seconds: float = 0.05) -> float:
+    """Seconds that it takes to start a parallel loop and to wait for its end, with 2 chunks of nothing to do.
+
+    serial_seconds: that long one thread works alone before each loop, while the others fall asleep. With 0, loops
+        follow each other in native code, which is how small kernels of a program do.
+    """
+    machine = targets.host()
+    request = KernelRequest(_NOTHING_SYMBOL, _NOTHING, lambda: _NOTHING.replace("@NAME", f"@{_NOTHING_SYMBOL}"))
+    (kernel,) = compile_kernels([request], machine)
+    together, alone = (time_kernel(kernel, [], chunks, seconds=seconds, target=machine) for chunks in (2, 1))
+    if not serial_seconds:
+        return max(0.0, together - alone)
+
+    def once(chunks: int) -> float:
+        started = time.perf_counter()
+        while time.perf_counter() - started < serial_seconds:
+            pass
+        started = time.perf_counter()
+        repeat_kernel(1, kernel, [], chunks, 0, 0, machine)
+        return time.perf_counter() - started
+
+    count = max(9, math.ceil(seconds / serial_seconds))
+    together, alone = (statistics.median(once(chunks) for _ in range(count)) for chunks in (2, 1))
+    return max(0.0, together - alone)
 
 
 def time_calls(

@@ -3,7 +3,8 @@
 A script, as an access out of bounds ends the process: `python guarded_programs.py NAME...` runs the named families of
 examples (all of them without names) for the vector width that KAUN_TARGET_VECTOR_BITS asks for. Each kernel runs by
 itself, its arrays against the end or the start of their pages and its scratch memory full of rubbish, chunk by chunk in
-either order; then the whole program runs at once and must give the same bits.
+either order; then the whole program runs at once and must give the same bits, and once more with its outputs over the
+inputs that they may be written over.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kaun.compiler.schedule import lower_contraction
 from kaun.compiler.schedule.placing import Side
 from kaun.runtime import target as targets
 from kaun.runtime.program import Executable
+from update_graphs import updates
 
 from kaun.execution import vector_target
 
@@ -103,7 +105,26 @@ def run(graph: Graph, arguments: Sequence[Array], source: random.Random) -> list
         if where.kind == "output":
             whole = buffers[where.position].view(node.dtype.numpy, node.shape, writable=False)
             assert whole.tobytes() == result.tobytes(), f"kernels and program differ in {node}"
+    _check_in_place(compilation, executable, place, results)
     return results
+
+
+def _check_in_place(
+    compilation: Compilation, executable: Executable, place: Callable[[Node], GuardedArray], results: Sequence[Array]
+) -> None:
+    """The program gives the same bits if each output that may takes the place of an input."""
+    program, inputs = compilation.program, compilation.simplified.inputs
+    donors = {output: given for given, output in program.aliases}
+    outputs = [
+        place(inputs[donors[number]]) if number in donors else GuardedArray(array.nbytes, at_end=True)
+        for number, array in enumerate(program.outputs)
+    ]
+    addresses = [place(node).address for node in inputs] + [array.address for array in outputs]
+    executable.start(executable.record(addresses))
+    for node, where, result in zip(compilation.simplified.outputs, program.results, results, strict=True):
+        array = outputs[where.position] if where.kind == "output" else place(inputs[where.position])
+        assert array.is_intact(), f"written beside {node}"
+        assert array.read(node).tobytes() == result.tobytes(), f"in place, the program differs in {node}"
 
 
 def check(example: Example, source: random.Random) -> None:
@@ -394,6 +415,9 @@ FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
         rows_read_again, places_of_extrema, attention,
     )
 }  # fmt: skip
+
+
+FAMILIES["updates"] = updates
 
 
 def main(names: Sequence[str]) -> None:

@@ -79,7 +79,8 @@ class Value:
         return result
 
 
-def _data_operands(indices: tuple[Index, ...]) -> tuple[Value, ...]:
+def data_operands(indices: tuple[Index, ...]) -> tuple[Value, ...]:
+    """The values that the indices are read from, where part of an index is data."""
     found: list[Value] = []
 
     def walk(index: Index) -> None:
@@ -113,7 +114,7 @@ class IndexValue(Value):
 
     @cached_property
     def operands(self) -> tuple[Value, ...]:
-        return _data_operands(self.indices)
+        return data_operands(self.indices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +131,7 @@ class Load(Value):
 
     @cached_property
     def operands(self) -> tuple[Value, ...]:
-        return _data_operands(self.indices)
+        return data_operands(self.indices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ class Guarded(Value):
 
     @cached_property
     def operands(self) -> tuple[Value, ...]:
-        return (self.inside, self.outside, *_data_operands(self.indices))
+        return (self.inside, self.outside, *data_operands(self.indices))
 
 
 @dataclass(frozen=True, eq=False)

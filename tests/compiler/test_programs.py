@@ -19,6 +19,8 @@ from kaun.compiler.program_verify import verify_program
 from kaun.compiler.schedule.parse import parse_kernel
 from schedule_examples import MODELS, TARGET, trace
 
+from kaun import nx
+
 
 def parsed(text):
     return parse_program(
@@ -43,7 +45,7 @@ def check_text(program):
     assert again.entry.text == program.entry.text and again.entry.emit("e") == program.entry.emit("e")
     assert [m.text for m in again.kernels] == [m.text for m in program.kernels]
     assert [m.emit("k") for m in again.kernels] == [m.emit("k") for m in program.kernels]
-    fields = ("inputs", "outputs", "results", "bundles", "arena_bytes", "scratch_bytes")
+    fields = ("inputs", "outputs", "results", "bundles", "arena_bytes", "scratch_bytes", "aliases")
     assert all(getattr(again, name) == getattr(program, name) for name in fields)
     verify_program(program)
 
@@ -57,6 +59,43 @@ def test_programs_of_random_graphs_print_parse_and_hold_every_rule(ten):
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_programs_of_training_steps_print_parse_and_hold_every_rule(model):
     check_text(model().compilation.program)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_training_step_written_over_its_inputs_computes_the_same(model):
+    traced = model()
+    program = traced.compilation.program
+    # Everything that a step hands to the next: all outputs but the loss.
+    assert {output for _, output in program.aliases} == set(range(1, len(program.outputs)))
+    apart, in_place = (run_program(program, traced.arguments, in_place=over) for over in (False, True))
+    for one, other in zip(apart, in_place, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_input_is_kept_that_is_read_again_handed_through_or_of_another_type():
+    def program(function, *arrays):
+        return trace(function, *arrays).compilation.program
+
+    x, w = array(40, 40), array(40, 40)
+    assert program(lambda x: x * 2, x).aliases == ((0, 0),)
+    assert program(lambda x: (x * 2, x), x).aliases == ()
+    assert program(lambda x: (x * 2, nx.reshape(x * 3, (1600,))), x).aliases in (((0, 0),), ((0, 1),))
+    assert program(lambda x: nx.astype(x * 2, nx.bfloat16), x).aliases == ()
+    assert program(lambda x, w: x @ w, x, w).aliases == ()
+    # The product may be written where neither of its operands is, the sum over the other input.
+    assert program(lambda x, w, b: x @ w + b, x, w, array(40, 40)).aliases == ((2, 0),)
+
+
+def test_the_verifier_finds_outputs_over_inputs_that_are_still_read():
+    program = two_launches()
+    for pair in ((0, 0), (1, 0), (0, 1)):
+        with pytest.raises(VerificationError, match=f"output {pair[1]} cannot be written over input {pair[0]}"):
+            verify_program(dataclasses.replace(program, aliases=(pair,)))
+    twice = trace(lambda x, y: (x + y, x - y), array(40), array(40)).compilation.program
+    assert sorted(output for _, output in twice.aliases) == [0, 1]
+    for aliases in (((0, 0), (0, 1)), ((0, 0), (1, 0))):
+        with pytest.raises(VerificationError, match="cannot be written over"):
+            verify_program(dataclasses.replace(twice, aliases=aliases))
 
 
 def test_a_parsed_program_computes_the_same():
@@ -83,6 +122,8 @@ def test_a_parsed_program_computes_the_same():
         (r"\(input 0, ", "(somewhere 0, "),
         (r"return output \d", "return output 17"),
         (r"return output \d", "return arena 0"),
+        (r"  arena (\d+)", r"  alias input 0, output 9\n  arena \1"),
+        (r"  arena (\d+)", r"  alias output 0, input 0\n  arena \1"),
         (r"\n\}\n$", "\n"),
         (r"  arena \d+", "  arena 64"),
         (r"  arena \d+", "  arena -1"),

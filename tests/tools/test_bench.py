@@ -446,6 +446,7 @@ def test_kernels_and_flops_of_a_step_are_counted() -> None:
 def test_peaks_are_those_of_a_machine() -> None:
     peaks = measure_peaks(targets.host(), seconds=0.002)
     assert peaks.flops > 1e6 and all(rate > 1e6 for _, rate in peaks.bandwidth)
+    assert 0 <= peaks.fork_and_join < 1 and 0 <= peaks.fork_and_join_after_serial < 1
     bounds = [bound for bound, _ in peaks.bandwidth]
     assert bounds == sorted(set(bounds))
     assert bandwidth_of([(10, 3.0), (100, 2.0), (1000, 1.0)], 50) == 2.0

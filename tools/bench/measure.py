@@ -138,7 +138,7 @@ class Benchmark:
             raise ValueError(f"measure.with_more: got runs on {theirs[0]} threads of {theirs[1]} and on {ours}")
         later = {result.name for result in other.results}
         results = [*(result for result in self.results if result.name not in later), *other.results]
-        return Benchmark(self.threads, self.systems | other.systems, _highest(self.peaks, other.peaks), results)
+        return Benchmark(self.threads, self.systems | other.systems, _best(self.peaks, other.peaks), results)
 
 
 def run(
@@ -169,7 +169,7 @@ def run(
         for problem in problems:
             result = _measure(problem, workers, single, settings, Path(folder), say)
             # Other programs can only make a peak look lower.
-            peaks = _highest(peaks, workers[0].ask("peaks", seconds=settings.kernel_seconds))
+            peaks = _best(peaks, workers[0].ask("peaks", seconds=settings.kernel_seconds))
             results.append(result)
             save(Benchmark(settings.threads, titled, peaks, results))
     return Benchmark(settings.threads, titled, peaks, results)
@@ -326,12 +326,13 @@ def _compile_times(system: System, arrays: Path, threads: int) -> CompileTimes:
     )
 
 
-def _highest(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The higher of two measurements of the same peaks, number by number."""
+def _best(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The better of two measurements of the same peaks, number by number."""
     if not first:
         return second
     levels = [
         (bound, max(rate, other))
         for (bound, rate), (_, other) in zip(first["bandwidth"], second["bandwidth"], strict=True)
     ]
-    return {**second, "flops": max(first["flops"], second["flops"]), "bandwidth": levels}
+    least = {name: min(first[name], second[name]) for name in first.keys() & second.keys() if name.startswith("fork")}
+    return {**second, **least, "flops": max(first["flops"], second["flops"]), "bandwidth": levels}

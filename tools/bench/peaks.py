@@ -11,7 +11,7 @@ from kaun.compiler.codegen.kernels import with_attributes
 from kaun.runtime import threads
 from kaun.runtime.buffers import Buffer
 from kaun.runtime.cache import KernelRequest, compile_kernels
-from kaun.runtime.profile import time_kernel
+from kaun.runtime.profile import fork_and_join_seconds, time_kernel
 from kaun.runtime.target import Target
 
 from kaun.execution import vector_target
@@ -22,6 +22,8 @@ _ROUNDS = 10_000
 # Bytes that one chunk of the copy moves.
 _CHUNK = 32 << 10
 _LARGEST_COPY = 256 << 20
+# Work on one thread after which the others have fallen asleep.
+_SERIAL_SECONDS = 1e-3
 # More than any working set.
 _UNBOUNDED = 1 << 62
 
@@ -37,6 +39,9 @@ class Peaks:
     bandwidth: list[tuple[int, float]]
     threads: int
     target: str
+    # Seconds to start and to end a parallel loop: one after another, and after a millisecond of work on one thread.
+    fork_and_join: float
+    fork_and_join_after_serial: float
 
 
 def bandwidth_of(levels: list[tuple[int, float]], working_set: float) -> float:
@@ -66,6 +71,8 @@ def measure_peaks(target: Target, seconds: float = 0.2) -> Peaks:
         bandwidth=levels,
         threads=workers,
         target=target.name,
+        fork_and_join=fork_and_join_seconds(seconds=seconds),
+        fork_and_join_after_serial=fork_and_join_seconds(_SERIAL_SECONDS, seconds=seconds),
     )
 
 

@@ -62,10 +62,16 @@ def description(benchmark: Benchmark) -> str:
     )
     threads = f"{benchmark.threads} thread{'s' if benchmark.threads > 1 else ''}"
     systems = ", ".join(f"{system.title} {system.version}" for system in benchmark.systems.values())
-    return (
+    made = (
         f"{systems}; float32, {threads} of {peaks['target']}; "
         f"peaks measured alongside: {peaks['flops'] / 1e9:.0f} GFLOP/s multiply-add, copying {rates}."
     )
+    if "fork_and_join" in peaks:
+        made += (
+            f" Fork and join: {peaks['fork_and_join'] * 1e6:.1f} us, "
+            f"{peaks['fork_and_join_after_serial'] * 1e6:.1f} us after a millisecond on one thread."
+        )
+    return made
 
 
 def _level(index: int, count: int) -> str:

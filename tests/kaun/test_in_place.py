@@ -1,0 +1,212 @@
+"""Training updates its state in place where nobody else can see it, and nowhere else; an interrupt loses nothing."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from kaun.runtime import threads
+
+from kaun import layer, loss, nx, optim, ptree, train
+from kaun.ownership import Row
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(12, 3)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+MODEL = layer.sequential([layer.linear(in_features=3, out_features=5), layer.tanh(), layer.batch_norm(num_features=5),
+                          layer.linear(in_features=5, out_features=2)])  # fmt: skip
+
+
+def started(optimizer=None, seed=0):
+    trainer = train.make(model=MODEL, optimizer=optimizer or optim.adamw(lr=0.05))
+    with nx.rng.run(seed=seed):
+        return trainer, train.init(trainer)
+
+
+def fit(trainer, st, steps, **keywords):
+    return train.fit(trainer, st, [(X, Y)] * steps, loss=loss.cross_entropy_sparse, **keywords)
+
+
+def values(st):
+    return [leaf.numpy().copy() for leaf in ptree.leaves(st.to_tree())]
+
+
+def equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The addresses of the state before each step, as the steps are made."""
+    seen, run = [], Row.run
+
+    def watched(self, *arguments):
+        seen.append([storage.address for storage in self.current()[0]])
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Row, "run", watched)
+    return seen
+
+
+def moved(rows):
+    """How many leaves of the state each step found elsewhere than the step before it."""
+    return [sum(a != b for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(rows)]
+
+
+def test_only_the_first_step_moves_a_state_that_nobody_sees(rows):
+    trainer, st = started()
+    fit(trainer, st, 6)
+    assert moved(rows) == [len(rows[0]), 0, 0, 0, 0]
+
+
+def test_a_state_that_fit_alone_has_is_its_own_from_the_first_step_on(rows):
+    trainer, st = started()
+    data = [(X, Y)] * 3
+    # The state between the two is nobody's but the second's.
+    objective = loss.cross_entropy_sparse
+    train.fit(trainer, train.fit(trainer, st, data, loss=objective), data, loss=objective)
+    assert moved(rows) == [len(rows[0]), 0, 0, 0, 0]
+
+
+def test_a_state_that_report_lets_go_of_is_updated_in_place(rows):
+    trainer, st = started()
+    totals = []
+    fit(trainer, st, 6, report=lambda step, loss, state: totals.append(float(nx.sum(state.vars.params[0]["weight"]))))
+    assert moved(rows)[1:] == [0, 0, 0, 0] and len(set(totals)) == 6
+
+
+@pytest.mark.parametrize("optimizer", [optim.sgd(lr=0.1, momentum=0.9), optim.adamw(lr=0.05)], ids=["sgd", "adamw"])
+def test_what_report_keeps_stays_as_it_was(rows, optimizer):
+    trainer, st = started(optimizer)
+    before, plain = values(st), values(fit(*started(optimizer), 8))
+    kept, copies = [], []
+    rows.clear()
+
+    def report(step, loss, state):
+        weight = state.vars.params[0]["weight"]
+        taken = {2: lambda: state, 3: lambda: weight, 4: lambda: weight.numpy(), 5: lambda: weight.numpy()[1:, ::2].T,
+                 6: lambda: np.from_dlpack(weight), 7: lambda: memoryview(weight.numpy())}  # fmt: skip
+        if step in taken:
+            kept.append(taken[step]())
+            copies.append(values(state) if step == 2 else np.array(kept[-1]))
+
+    after = fit(trainer, st, 8, report=report)
+    assert equal(values(st), before) and equal(values(after), plain)
+    assert equal(values(kept[0]), copies[0])
+    for array, copy in zip(kept[1:], copies[1:], strict=True):
+        assert np.array_equal(np.asarray(array), copy)
+    # A kept state moves as a whole, a tensor alone.
+    assert moved(rows)[1:] == [0, len(rows[0]), 1, 1, 1, 1]
+
+
+def test_states_that_check_finite_may_have_to_show_are_kept():
+    trainer, st = started()
+    bad = X.copy()
+    bad[0, 0] = np.nan
+    with pytest.raises(train.NotFiniteError) as caught:
+        train.fit(trainer, st, [(X, Y)] * 3 + [(bad, Y)], loss=loss.cross_entropy_sparse, check_finite=True)
+    assert equal(values(caught.value.state), values(fit(*started(), 3)))
+
+
+def test_a_batch_made_of_the_state_is_not_overwritten():
+    trainer, st = started()
+    shown = []
+
+    def batches():
+        yield X, Y
+        for _ in range(4):
+            # The weight, of shape (3, 5), is read as a batch while its successor is written.
+            yield nx.permute_dims(shown[-1].vars.params[0]["weight"], (1, 0)), Y[:5]
+            del shown[:-1]
+
+    after = train.fit(trainer, st, batches(), loss=loss.cross_entropy_sparse,
+                      report=lambda step, loss, state: shown.append(state))  # fmt: skip
+    trainer, again = started()
+    _, again = train.step(trainer, again, X, loss=lambda z: loss.cross_entropy_sparse(z, nx.asarray(Y)))
+    for _ in range(4):
+        batch = again.vars.params[0]["weight"].numpy().T.copy()
+        _, again = train.step(trainer, again, batch, loss=lambda z: loss.cross_entropy_sparse(z, nx.asarray(Y[:5])))
+    assert equal(values(after), values(again))
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["in place", "elsewhere"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_interrupt_beside_the_native_code_loses_nothing(monkeypatch, after, keeps):
+    trainer, st = started()
+    references = [values(fit(*started(), steps)) for steps in (3, 4)]
+    fit(trainer, st, 1)
+    pool = threads.pool()
+    native, count, kept = pool.run, 0, []
+
+    def interrupted(record):
+        nonlocal count
+        count += 1
+        if count == 4 and not after:
+            raise KeyboardInterrupt
+        native(record)
+        if count == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "run", interrupted)
+        report = (lambda step, loss, state: kept.append((state, values(state)))) if keeps else None
+        reached = fit(trainer, st, 9, report=report)
+    assert int(reached.step) == (4 if after else 3)
+    assert equal(values(reached), references[after])
+    assert all(equal(values(state), copy) for state, copy in kept)
+
+
+def test_an_error_beside_the_native_code_leaves_the_state_given_as_it_was(monkeypatch):
+    trainer, st = started()
+    before = values(st)
+    pool = threads.pool()
+    native, count = pool.run, 0
+
+    def failing(record):
+        nonlocal count
+        count += 1
+        native(record)
+        if count == 3:
+            raise RuntimeError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "run", failing)
+        with pytest.raises(RuntimeError, match="gone"):
+            fit(trainer, st, 9)
+    assert equal(values(st), before) and equal(values(fit(trainer, st, 4)), values(fit(*started(), 4)))
+
+
+def interrupted_soon(delay):
+    """Batches without end, and Ctrl-C a moment after the first was asked for; again where a destructor took it."""
+    ended = threading.Event()
+
+    def interrupt():
+        time.sleep(delay)
+        signal.raise_signal(signal.SIGINT)
+        while not ended.wait(2.0):
+            signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        while True:
+            yield X, Y
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_ctrl_c_at_any_moment_returns_the_state_of_a_whole_step():
+    trainer, st = started()
+    source = random.Random(0)
+    for _ in range(15):
+        batches = interrupted_soon(source.uniform(0, 0.01))
+        reached = train.fit(trainer, st, batches, loss=loss.cross_entropy_sparse)
+        batches.close()
+        steps = int(reached.step)
+        assert equal(values(reached), values(fit(trainer, st, steps) if steps else st))
