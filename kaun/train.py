@@ -36,6 +36,7 @@ from kaun.optim.control import finite, fold_in
 from kaun.ownership import Row
 from kaun.progress import Bar
 from kaun.ptree import Tree
+from kaun.runtime import buffers
 from kaun.training_step import PreparedStep, RowForm, StepFunction, forward, row_form, row_structure, traceable_step
 
 Loss = Callable[..., Tensor]
@@ -357,6 +358,7 @@ class _Loop:
     def __init__(self, trainer: Trainer, st: State, ctx: Context | None):
         self._trainer, self._rng, self._ctx = trainer, st.rng, ctx
         self._row: Row[RowForm] | None = None
+        self._steps = 0
         self._given: State | None = st
         self._shown: weakref.ref[State] | None = None
 
@@ -385,9 +387,14 @@ class _Loop:
         prepared = _prepared(self._trainer, *row.current(), self._rng, self.state, x, targets, loss, True, self._ctx)
         if prepared is None:
             return self._traced_step(x, targets, loss)
-        self._row, self._given, self._shown = row, None, None
         step, others = prepared
+        self._steps += 1
+        self._row, self._given, self._shown = row, None, None
         (value,) = row.run(step.special.compiled, others, step.after)
+        if self._steps == 2 and buffers.retained_bytes() > 2 * step.special.compiled.executable.program.arena_bytes:
+            # What the state took before it was the loop's own. From here on steps write it in place, and ask for
+            # intermediates only.
+            buffers.trim()
         return Tensor(computed_leaf(value))
 
     def _traced_step(self, x: Any, targets: tuple[Any, ...], loss: Loss) -> Tensor:

@@ -204,17 +204,19 @@ def _from_heap(size: int) -> Block:
 def _map_pages(size: int) -> Block:
     huge = size >= 2 * HUGE_PAGE
     pages = mmap.mmap(-1, size + (HUGE_PAGE if huge else 0), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        _advise(pages)
     # The array keeps the mapping open, and ends it with its last reference.
     memory = np.frombuffer(pages, np.uint8)
     step = HUGE_PAGE if huge else ALIGNMENT
-    return -(-memory.ctypes.data // step) * step, memory
+    address = -(-memory.ctypes.data // step) * step
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        # Not for the end, which would be a whole huge page too, however little of it is used.
+        _advise(pages, address - memory.ctypes.data, size // HUGE_PAGE * HUGE_PAGE)
+    return address, memory
 
 
-def _advise(pages: mmap.mmap) -> None:
+def _advise(pages: mmap.mmap, start: int, size: int) -> None:
     try:
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        pages.madvise(mmap.MADV_HUGEPAGE, start, size)
     except OSError:
         return  # advice only: a kernel built without huge pages refuses it
 

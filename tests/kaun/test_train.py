@@ -9,6 +9,7 @@ import signal
 
 import numpy as np
 import pytest
+from kaun.runtime import buffers
 
 import kaun as kn
 from kaun import layer, loss, nx, optim, ptree, train
@@ -420,3 +421,18 @@ def test_bad_arguments_are_named(call, error, message):
     trainer = trainer_of()
     with pytest.raises(error, match=message):
         call(trainer, started(trainer))
+
+
+def test_the_second_step_gives_back_what_its_state_took_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is kept for reuse and that no later step of the loop asks for."""
+    seen: list[int] = []
+    given_back: list[int] = []
+    monkeypatch.setattr(buffers, "retained_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(buffers, "trim", lambda: given_back.append(len(seen)))
+    model = kn.layer.linear(in_features=3, out_features=2)
+    trainer = kn.train.make(model=model, optimizer=kn.optim.adam(lr=0.1))
+    with nx.rng.run(seed=0):
+        st = kn.train.init(trainer)
+    data = [(np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32))] * 4
+    kn.train.fit(trainer, st, data, loss=loss.mse, report=lambda step, loss, state: seen.append(step))
+    assert given_back == [1], "once, after one report"

@@ -7,6 +7,7 @@ import pickle
 import random
 import threading
 import weakref
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -255,3 +256,21 @@ def test_buffers_cannot_be_copied_or_pickled() -> None:
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="to copy or pickle"):
             attempt(Buffer(100))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs huge pages")
+def test_the_end_of_a_large_buffer_takes_no_whole_huge_page():
+    """Five megabytes and a bit: of the third huge page little is used, and little is taken."""
+    size = 5 << 20
+    memory = buffers.Buffer(size)
+    memory.view(np.uint8, (size,))[...] = 1
+    advised, start = [], memory.address
+    with open("/proc/self/smaps") as maps:
+        for line in maps:
+            first = line.split()[0]
+            if "-" in first and not first.endswith(":"):
+                low, high = (int(part, 16) for part in first.split("-"))
+            elif first == "VmFlags:" and " hg" in line and low < start + size and start < high:
+                advised.append((low, high))
+    assert advised, "no part of the buffer is advised"
+    assert all(start <= low and high <= start + (4 << 20) for low, high in advised)
