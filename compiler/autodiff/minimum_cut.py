@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import networkx
-
 from ..ir import Node, topological
 
 # What an operation costs, in bytes kept: a chain of a hundred or so is worth the four bytes of its result.
@@ -22,6 +20,8 @@ PRICE = 1 / 32
 
 def minimum_cut(members: Collection[Node], needed: Collection[Node]) -> frozenset[Node]:
     """The members to keep so that the `needed` ones can be computed from them and from what is not a member."""
+    import networkx  # slow to load, and not needed by who only imports the package
+
     inside = frozenset(members)
     order = [node for node in topological(needed, stop=lambda n: n not in inside) if node in inside]
     numbers = {node: number for number, node in enumerate(order)}
