@@ -45,6 +45,10 @@ Loss = Callable[..., Tensor]
 _MOST_STEPS = 64
 
 
+# Memory kept for reuse, beyond what steps ask for, that is worth the time to take it from the system again.
+_WORTH_GIVING_BACK = 16 << 20
+
+
 class EarlyStop(Exception):
     """Raise it in `report` to end `fit`, which then returns the state it has reached."""
 
@@ -391,7 +395,8 @@ class _Loop:
         self._steps += 1
         self._row, self._given, self._shown = row, None, None
         (value,) = row.run(step.special.compiled, others, step.after)
-        if self._steps == 2 and buffers.retained_bytes() > 2 * step.special.compiled.executable.program.arena_bytes:
+        wanted = step.special.compiled.executable.program.arena_bytes
+        if self._steps == 2 and buffers.retained_bytes() > 1.25 * wanted + _WORTH_GIVING_BACK:
             # What the state took before it was the loop's own. From here on steps write it in place, and ask for
             # intermediates only.
             buffers.trim()
