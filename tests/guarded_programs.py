@@ -361,7 +361,7 @@ def _attention(dtype: dtypes.DType, sizes: tuple[int, ...], mask: str, heads_ins
     scores = ops.cast(ops.dot_general(queries, keys, rhs_contract=(2,), **product), dtype=dtype.compute)
     row, column = (ops.iota(shape=scores.shape, axis=axis, dtype=dtypes.int64) for axis in (1, 2))
     inputs = [q, k, v]
-    far_down = full(-(2.0**100) if dtype.compute.bits == 32 else -1e300, scores.dtype, scores.shape)
+    far_down = full(float(np.finfo(scores.dtype.numpy).min) / 2, scores.dtype, scores.shape)
     if mask in ("causal", "window"):
         scores = ops.where(ops.le(column, row), scores, far_down)
     if mask == "window":

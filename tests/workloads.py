@@ -8,7 +8,7 @@ from kaun.runtime.cache import default_cache
 from promises import cnn, digest, examples, mlp, started, trainer_of
 
 import kaun as kn
-from kaun import loss, nx, ptree, train
+from kaun import fn, loss, nx, ptree, train
 
 
 def trained_perceptron():
@@ -57,7 +57,24 @@ def scattered_gradients():
     return gradient(table, places), gradient(large, few)
 
 
-WORKLOADS = (trained_perceptron, trained_convolutions, large_reductions, deep_contractions, scattered_gradients)
+def attended_sequences():
+    """Attention with its gradients: few entries of long sequences, whose rows are dealt, and many of short ones."""
+
+    def weighed(q, k, v):
+        with nx.rng.with_key(nx.rng.key(5)):
+            return nx.sum(fn.dot_product_attention(q, k, v, is_causal=True, dropout=0.1) * q)
+
+    def gradients(*shape):
+        with nx.rng.run(seed=4):
+            return kn.value_and_grad(weighed, argnums=(0, 1, 2))(*(nx.rng.normal(shape) for _ in range(3)))
+
+    return gradients(1, 2, 700, 16), gradients(9, 4, 65, 16)
+
+
+WORKLOADS = (
+    trained_perceptron, trained_convolutions, large_reductions, deep_contractions, scattered_gradients,
+    attended_sequences,
+)  # fmt: skip
 
 
 def digests():

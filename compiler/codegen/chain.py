@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from ..schedule.collapse import all_values, roots_of
-from ..schedule.index import Variable
+from ..schedule.index import Atom, Remainder, Variable
 from ..schedule.loop_ir import (
     Buffer,
     ChainKernel,
@@ -228,13 +228,16 @@ class _Function:
     ) -> tuple[ir.Value | None, ir.Value | None]:
         """(smallest, largest) column for which the condition can hold for one of the rows, None for any.
 
-        With the condition low <= a * row + c * column + d < high, c being 1 or -1.
+        With the condition low <= c * column + rest < high, c being 1 or -1 and the rest about the row.
         """
         builder = self.builder
-        steps = dict(condition.index.terms)
-        a, c, d = steps.get(self.kernel.rows, 0), steps[self.kernel.columns], condition.index.constant
-        ends = [builder.add(builder.mul(row, index(a)), index(d)) for row in (first_row, last_row)]
-        lesser, greater = ends if a >= 0 else ends[::-1]
+        c = dict(condition.index.terms)[self.kernel.columns]
+        lesser = greater = index(condition.index.constant)
+        for atom, step in condition.index.terms:
+            if atom != self.kernel.columns:
+                ends = [builder.mul(end, index(step)) for end in self._atom_range(atom, first_row, last_row)]
+                low, high = ends if step > 0 else ends[::-1]
+                lesser, greater = builder.add(lesser, low), builder.add(greater, high)
         bottom, top = condition.index.bounds
         by_low = by_high = None
         if c == 1:
@@ -248,6 +251,21 @@ class _Function:
         if top >= condition.high:
             by_low = builder.sub(lesser, index(condition.high - 1))
         return by_low, by_high
+
+    def _atom_range(self, atom: Atom, first_row: ir.Value, last_row: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """(smallest, largest) value of what depends on the row alone."""
+        builder, rows = self.builder, self.kernel.rows
+        low, high = atom.bounds
+        if atom == rows:
+            return first_row, last_row
+        if isinstance(atom, Remainder) and atom.index.single_variable() == rows:
+            divisor = index(atom.divisor)
+            together = builder.icmp_signed("==", builder.udiv(first_row, divisor), builder.udiv(last_row, divisor))
+            return (
+                builder.select(together, builder.urem(first_row, divisor), index(low)),
+                builder.select(together, builder.urem(last_row, divisor), index(high)),
+            )
+        return index(low), index(high)
 
     def _whole_tiles(self, low: ir.Value, high: ir.Value, nr: int) -> tuple[ir.Value, ir.Value]:
         """The range widened to whole tiles; it holds a whole tile if there is one, so that vector loops run."""

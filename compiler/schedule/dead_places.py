@@ -3,10 +3,12 @@
 A mask that compares two indices (`column <= row`, or a window) may decide, through `where`, that a place of the chain
 counts for nothing: every reduction over it takes in its neutral element there, and every sum adds zero. Whether that is
 so is found by evaluating the graph under the assumption that the comparison is false, as far as constants carry. One
-step is not arithmetic on constants: exp(x - max(x)) is zero where x is a very negative constant, if each row has a
-place where the mask holds. That takes for granted that the row's largest visible number is not itself as negative
-(nearer than a thousand to the constant); and zero times what is not computed is taken for zero, also if that would have
-been infinite or not a number.
+step is not arithmetic on constants: exp(x - max(x)) is zero where x is a constant near the lowest number of its type,
+if each row has a place where the mask holds.
+
+Two things differ from evaluating the whole graph, and only where numbers overflow. What a mask hides is not computed,
+so an infinity or NaN there does no harm, where 0 * infinity would be NaN. And a row whose visible numbers are all lower
+than the constant itself does not go on to weigh what it cannot see.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..ir import ops
 from ..ir.graph import Node
+from . import index as indexing
 from .expand import Indices
-from .index import Index, Variable
+from .index import FromData, Index, Variable
 from .loop_ir import Apply, Condition, IndexValue, Value
 
-# A constant this negative is one that masks: beside any ordinary number its exponential vanishes.
-MASKING = -10_000.0
+# A constant this near to the lowest number of its type is one that masks.
+MASKING_SHARE = 0.25
 
 Expansions = Mapping[Node, Sequence[tuple[Indices, Value]]]
 
@@ -51,16 +55,21 @@ def live_conditions(
 
 
 def _compared(value: Value, rows: Variable, columns: Variable) -> Condition | None:
-    """A comparison of two indices as a condition, if it is affine in the row and in the column with step 1."""
+    """A comparison of two indices as a condition, if it is about the row and, with step 1, about the column."""
     if not isinstance(value, Apply) or not all(isinstance(a, IndexValue) for a in value.arguments):
         return None
     left, right = (a.index for a in value.arguments if isinstance(a, IndexValue))
     difference = right - left
-    steps = dict(difference.terms)
-    if not set(steps) <= {rows, columns} or abs(steps.get(columns, 0)) != 1:
+    if not is_by_column(difference, rows, columns):
         return None
     low = 0 if value.name == "le" else 1
     return Condition(difference, low, difference.bounds[1] + 1) if difference.bounds[1] >= low else None
+
+
+def is_by_column(index: Index, rows: Variable, columns: Variable) -> bool:
+    """Whether the index is the column or its negative, plus something about the row."""
+    rest = [atom for atom, _ in index.terms if atom != columns]
+    return abs(dict(index.terms).get(columns, 0)) == 1 and all(atom.variables <= {rows} for atom in rest)
 
 
 class _Dead:
@@ -77,7 +86,7 @@ class _Dead:
         value = self.value(operand)
         if value is None:
             return False
-        return bool(value == 0 if reduction == "reduce_sum" else reduction == "reduce_max" and value <= MASKING)
+        return bool(value == 0 if reduction == "reduce_sum" else reduction == "reduce_max" and _masks(value, operand))
 
     def value(self, node: Node) -> Any:
         if node not in self.known:
@@ -118,10 +127,11 @@ class _Dead:
             return False
         masked, maximum = node.inputs[0], _unmoved(node.inputs[1])
         value = self.value(masked)
-        if value is None or value > MASKING or maximum.op is not ops.reduce_max or maximum.inputs[0] is not masked:
+        if value is None or not _masks(value, masked):
             return False
-        while masked.op is ops.cast:
-            masked = masked.inputs[0]
+        if maximum.op is not ops.reduce_max or maximum.inputs[0] is not masked:
+            return False
+        masked = _uncast(masked)
         if masked.op is not ops.where or _unmoved(masked.inputs[0]) is not self.mask:
             return False
         return self._every_row_sees(maximum)
@@ -134,12 +144,36 @@ class _Dead:
                 return False
             own = used.pop() if used else self.axes[0]
             other = self.axes[1] if own == self.axes[0] else self.axes[0]
-            steps = dict(self.condition.index.terms)
-            best = max(0, steps.get(other, 0) * (other.extent - 1))
-            values = np.arange(own.extent) * steps.get(own, 0) + self.condition.index.constant + best
-            if np.any(values < self.condition.low):
+            if not self._meets(own, other):
                 return False
         return maximum in self.expansions
+
+
+    def _meets(self, own: Variable, other: Variable) -> bool:
+        """Whether the condition, which only bounds its index from below, can hold at each place of one axis."""
+        highest = np.full(own.extent, np.iinfo(np.int64).min)
+        for end in (0, other.extent - 1):
+
+            def number(base: Variable | FromData, end: int = end) -> Any:
+                return np.arange(own.extent) if base == own else np.asarray(end)
+
+            highest = np.maximum(highest, indexing.evaluate(self.condition.index, number))
+        return bool(np.all(highest >= self.condition.low))
+
+
+def _masks(value: Any, node: Node) -> bool:
+    """Whether a constant is nearly the lowest number of the type that the node was computed in before any cast."""
+    dtype = _uncast(node).dtype
+    if not dtype.is_float:
+        return False
+    limits = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
+    return bool(value <= float(limits.min) * MASKING_SHARE)
+
+
+def _uncast(node: Node) -> Node:
+    while node.op in (ops.cast, ops.reshape, ops.permute):
+        node = node.inputs[0]
+    return node
 
 
 def _unmoved(node: Node) -> Node:

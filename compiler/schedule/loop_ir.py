@@ -336,8 +336,8 @@ class ChainSum:
 class ChainKernel:
     """Contractions to a matrix, passes over its rows, and contractions of what they keep.
 
-    Where a condition of `live` does not hold (they are about rows and columns), a place takes no part: reductions pass
-    over it, sums add nothing for it, and it need not be computed. Elsewhere nothing depends on whether code goes by it.
+    Where a condition of `live` does not hold (each is about the column and the row), a place takes no part: reductions
+    pass over it and sums add nothing for it. What the chain computes there has no effect, so code may leave it out.
     """
 
     buffers: tuple[Buffer, ...]

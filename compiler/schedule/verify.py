@@ -15,6 +15,7 @@ from ..ir.verify import VerificationError
 from . import index as indexing
 from . import ranges
 from .collapse import all_values
+from .dead_places import is_by_column
 from .index import FloorDivision, FromData, Index, Remainder, Variable
 from .loop_ir import (
     Accumulator,
@@ -54,8 +55,8 @@ def verify_kernel(kernel: Kernel) -> None:
     - A variable's name stands for one loop; a value depends on the loops around it only. `Reduced` is over all outer
       variables and reads a reduction of an earlier pass; `Accumulator` is at (batch, rows, columns), in stores only.
     - In a chain, operands come from outside of it, passes read what earlier ones kept or reduced, the stores of a row
-      read reductions, and those of a sum its own accumulator. The conditions of `live` are affine in row and column,
-      with step 1 in the column.
+      read reductions, and those of a sum its own accumulator. The conditions of `live` are about the column, with
+      step 1, and the row.
     - Indices are normal: distinct atoms, no zero coefficient, divisors above 1.
     - Every load and store is in bounds wherever its guard holds.
     - Types are those of the op table, where a narrow float counts as the type it is computed in.
@@ -180,8 +181,7 @@ class _Verifier:
     def _live(self, condition: Condition, rows: Variable, columns: Variable) -> None:
         self._index(condition.index, "a condition of the chain")
         self._guard((condition,), "a chain")
-        steps = dict(condition.index.terms)
-        if not set(steps) <= {rows, columns} or abs(steps.get(columns, 0)) != 1:
+        if not is_by_column(condition.index, rows, columns):
             raise _fail(f"a chain is live by {indexing.format_index(condition.index)}, expected step 1 in the column")
 
     def _operand(self, kernel: ChainKernel, operand: Value, scope: tuple[Variable, ...], place: str) -> None:

@@ -76,6 +76,45 @@ def test_causal_attention_computes_only_what_is_seen_and_no_other_does():
         assert kernels and all(len(kernel.live) == causal for kernel in kernels), name
 
 
+def test_grouped_heads_skip_what_their_own_rows_do_not_see():
+    (kernel,) = chains_of(trace(ATTENTIONS["causal"], *arrays((2, 4, 70, 8), *[(2, 2, 70, 8)] * 2)).compilation)
+    assert len(kernel.live) == 1
+    q, k, v = arrays((2, 4, 70, 8), (2, 2, 70, 8), (2, 2, 70, 8))
+    y = ATTENTIONS["causal"](*map(nx.asarray, (q, k, v))).numpy()
+    repeated = [np.repeat(a, 2, axis=1) for a in (k, v)]
+    np.testing.assert_allclose(y, reference(q, *repeated, np.tri(70, dtype=bool)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sliding_window_and_padding_known_beforehand_are_skipped_too():
+    def windowed(q, k, v):
+        rows, columns = nx.arange(q.shape[-2])[:, None], nx.arange(k.shape[-2])[None, :]
+        scores = q @ nx.swapaxes(k, -1, -2)
+        hidden = nx.full_like(scores, float(np.finfo(np.float32).min) / 2)
+        return nx.softmax(nx.where(rows < columns + 20, scores, hidden), axis=-1) @ v
+
+    q, k, v = arrays(*[(2, 90, 8)] * 3)
+    (kernel,) = chains_of(trace(windowed, q, k, v).compilation)
+    assert len(kernel.live) == 1
+    seen = np.arange(90)[:, None] < np.arange(90) + 20
+    right = reference(q * np.sqrt(8), k, v, seen)
+    np.testing.assert_allclose(windowed(*map(nx.asarray, (q, k, v))).numpy(), right, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_skipped_where_a_row_may_see_nothing_or_the_mask_is_a_mild_number():
+    def masked(number, most):
+        def function(q, k, v):
+            scores = q @ nx.swapaxes(k, -1, -2)
+            seen = nx.arange(40)[None, :] < nx.arange(40)[:, None] + most
+            return nx.softmax(nx.where(seen, scores, nx.full_like(scores, number)), axis=-1) @ v
+
+        return function
+
+    lowest = float(np.finfo(np.float32).min)
+    for number, most, skipped in ((lowest / 2, 1, 1), (lowest / 2, 0, 0), (-30.0, 1, 0)):
+        (kernel,) = chains_of(trace(masked(number, most), *arrays(*[(2, 40, 8)] * 3)).compilation)
+        assert len(kernel.live) == skipped
+
+
 def test_hidden_keys_cannot_do_harm_even_if_they_are_not_numbers():
     q, k, v = arrays(*[(1, 2, 200, 16)] * 3)
     spoilt = [a.copy() for a in (k, v)]

@@ -143,9 +143,51 @@ kernel(%0: int32[5] in, %1: float32[15] in, %2: float32[21] out) {
   }
 }
 """
+CHAIN = """\
+kernel(%0: float32[24] in, %1: float32[32] in, %2: float32[40] in, %3: float32[6] out, %4: float32[30] out, \
+%5: float32[24] out) {
+  chain b < 2, m < 3, n < 4 in float32 if 0 <= m + -1*n < 3 {
+    product over k0 < 4 {
+      v0 = load %0[12*b + 4*m + k0] : float32
+      left v0
+      v1 = load %1[16*b + 4*n + k0] : float32
+      right v1
+    } = p0
+    pass {
+      v2 = at p0 : float32
+      s0 = reduce_max v2 : float32
+    }
+    pass {
+      v3 = result s0 : float32
+      v4 = sub(v2, v3) of float32 : float32
+      keep v4 = p1
+    }
+    rows {
+      v5 = result s0 : float32
+      store %3[3*b + m] = v5
+    }
+    sum over n, e0 < 5 {
+      v6 = at p1 : float32
+      left v6
+      v7 = load %2[20*b + 5*n + e0] : float32
+      right v7
+      v8 = accumulator : float32
+      store %4[15*b + 5*m + e0] = v8
+    }
+    sum over m, e1 < 3 {
+      v9 = at p0 : float32
+      left v9
+      v10 = load %0[12*b + 4*m + e1] : float32
+      right v10
+      v11 = accumulator : float32
+      store %5[12*b + 3*n + e1] = v11
+    }
+  }
+}
+"""
 GOOD = {
     "rows": ROWS, "points": POINTS, "scatter": SCATTER, "contraction": CONTRACTION, "types": TYPES, "pieces": PIECES,
-    "windows": WINDOWS, "blocks": BLOCKS,
+    "windows": WINDOWS, "blocks": BLOCKS, "chain": CHAIN,
 }  # fmt: skip
 
 
@@ -170,6 +212,17 @@ def test_kernels_of_training_steps_are_accepted(model):
 
 
 BROKEN = [
+    # A chain's operands come from outside, its parts read what there is, and all results are written once.
+    ("chain", "load %1[16*b + 4*n + k0]", "load %1[16*b + 4*m + k0]", "uses m outside"),
+    ("chain", "load %2[20*b + 5*n + e0]", "load %2[20*b + 5*m + e0]", "uses m outside"),
+    ("chain", "right v7", "right v6", "uses m outside"),
+    ("chain", "store %3[3*b + m] = v5", "store %3[3*b + m] = v2", "uses n outside"),
+    ("chain", "store %4[15*b + 5*m + e0] = v8", "store %4[15*b + 5*m + e0] = v5", "read before its pass has finished"),
+    ("chain", "store %3[3*b + m]", "store %3[3*b]", "not every element of %3"),
+    ("chain", "store %5[12*b + 3*n + e1]", "store %5[12*b + 3*n]", "not every element of %5"),
+    ("chain", "if 0 <= m + -1*n < 3", "if 0 <= m + -2*n < 3", "expected step 1 in the column"),
+    ("chain", "if 0 <= m + -1*n < 3", "if 3 <= m + -1*n < 3", "never holds"),
+    ("chain", "in float32 if", "in bool if", "a chain in bool"),
     # Variables are bound where they are used.
     ("rows", "load %1[o0]", "load %1[((r0_0) // 2)]", "uses r0_0 outside"),
     ("rows", "store %2[o0]", "store %2[((r0_0) // 2)]", "uses r0_0 outside"),
