@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..ir import ops
 from ..ir.graph import Graph, Node, topological
@@ -199,6 +200,8 @@ class _Fusion:
         self.version = dict.fromkeys(self.groups, 0)
         # Why two kernels were not merged when they had these versions. Only a change to one of them can change that.
         self.refused: dict[tuple[int, int], tuple[int, int, str]] = {}
+        # Why kernels of some structure were refused: what one layer is refused, the other layers are too.
+        self.impossible: dict[tuple[Any, ...], str] = {}
 
     def _sources(self, node: Node) -> set[Node]:
         """The stored or given nodes that computing `node` loads."""
@@ -338,13 +341,13 @@ class _Fusion:
             if depth > DEEPEST_KERNEL:
                 return f"a chain of more than {DEEPEST_KERNEL} operations"
         outputs = self._outputs(members, {first, second})
-        try:
-            lowered = self._lower(members, outputs)
-        except Illegal as illegal:
-            return str(illegal)
-        reason = _not_worth_it(lowered, outputs)
-        if reason is not None:
-            return reason
+        structure = self._structure(members, outputs)
+        if structure in self.impossible:
+            return self.impossible[structure]
+        lowered = self._lowered_or_not(members, outputs)
+        if isinstance(lowered, str):
+            self.impossible[structure] = lowered
+            return lowered
         for m in self.groups[first]:
             self.kernel_of[m] = second
             for source in self.sources[m]:
@@ -358,6 +361,30 @@ class _Fusion:
             table.pop(first, None)
         self.dependencies.merge(first, second)
         return None
+
+    def _lowered_or_not(self, members: list[Node], outputs: list[Node]) -> Lowered | str:
+        """The kernel of these members, or why there is none or should be none."""
+        try:
+            lowered = self._lower(members, outputs)
+        except Illegal as illegal:
+            return str(illegal)
+        return _not_worth_it(lowered, outputs) or lowered
+
+    def _structure(self, members: list[Node], outputs: list[Node]) -> tuple[Any, ...]:
+        """What lowering looks at: equal for members that differ only in which nodes they are."""
+        inside = set(members)
+        order = topological(members, stop=lambda n: n not in inside and self._has_memory(n))
+        numbers = {node: number for number, node in enumerate(order)}
+        entries: list[tuple[Any, ...]] = []
+        for node in order:
+            if node not in inside and self._has_memory(node):
+                entries.append((node.dtype.name, node.shape))
+            else:
+                operands = tuple(numbers[child] for child in node.inputs)
+                attributes = tuple(node.attributes.values())
+                is_stored = node in self.stored
+                entries.append((node.op.name, node.dtype.name, node.shape, operands, attributes, is_stored))
+        return (tuple(entries), *(tuple(numbers[node] for node in nodes) for nodes in (members, outputs)))
 
     def _depth(self, members: list[Node]) -> int:
         """The longest chain of nodes that computing the members goes through without a stop in memory."""

@@ -9,9 +9,11 @@ import pytest
 from graph_strategies import graph_from_seed
 from kaun.compiler.ir import ops
 from kaun.compiler.pipeline import Compilation
+from kaun.compiler.schedule import fusion
 from kaun.compiler.schedule.collapse import all_values, roots_of
 from kaun.compiler.schedule.fusion import EXPENSIVE
 from kaun.compiler.schedule.loop_ir import Apply, ContractionKernel, Load, LoopKernel
+from kaun.compiler.schedule.lowering import lower
 from schedule_examples import MODELS, TARGET, trace
 
 import kaun as kn
@@ -192,3 +194,32 @@ def test_a_kernel_tells_why_what_it_reads_is_another_kernel():
     assert "reduction" in softmax.apart[first.outputs[0]]
     assert "".join(last.apart.values())
     assert "apart from kernel 0" in compilation.stage("fused")
+
+
+def test_layers_of_equal_structure_are_judged_once():
+    lowered = 0
+
+    def counted(*arguments):
+        nonlocal lowered
+        lowered += 1
+        return lower(*arguments)
+
+    def layers(count):
+        nonlocal lowered
+        lowered = 0
+        x, w = (RANDOM.normal(size=(64, 64)).astype(np.float32) for _ in range(2))
+
+        def deep(x, w):
+            for _ in range(count):
+                x = fn.layer_norm(nx.tanh(x @ w)) + x
+            return x
+
+        kernels = kernels_of(deep, x, w)
+        return len(kernels), lowered
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "lower", counted)
+        (few, few_lowered), (many, many_lowered) = layers(4), layers(24)
+    assert many > 5 * few
+    # Only what is merged is lowered again for each layer, not what is refused.
+    assert many_lowered - few_lowered <= 3 * (many - few)
