@@ -15,6 +15,7 @@ from .vector_target import VectorTarget, element_bits
 # Costs are counted in slots: the time of one vector multiply-add. They steer choices only; no result depends on them.
 _LATENCY_SLOTS = 10  # independent multiply-adds in flight that keep the units busy (latency 4, two units, some slack)
 _OPERAND_SLOTS = 0.15  # what a load inside a tile costs although it overlaps with arithmetic
+_SPARE_REGISTERS, _CROWDED = 3, 1.03  # with fewer left for elements of A, these wait for one another
 _TILE_SLOTS = 24  # call, loop start and loop end of one micro-kernel run
 _CHUNK_SLOTS = 1000  # claiming one chunk and starting its loops
 _SMALLEST_CHUNK_SLOTS = 32768  # below this (about ten microseconds) waking another thread costs more than it gives
@@ -22,6 +23,7 @@ _COPY_SLOTS = 10.0  # packing a vector whose lanes lie together in memory, outer
 _COLUMN_SLOTS = 16.0  # packing the rows of a tile at one k, each k in a line (and often a page) of its own
 _TRANSPOSE_SLOTS = 12.0  # packing a vector by a transpose in registers
 _COMPUTE_SLOTS = 8.0  # packing a vector through a callback
+_LINE_SLOTS = 24.0  # the same in short lines, a line for each k
 _STREAM_SLOTS = 3.0  # the pace at which lines of a packed B come from the second-level cache
 _STRIDE_SLOTS = 5.0  # the same for lines of B read in place, row after row
 _REREAD_SLOTS = 0.15  # what reading a vector of B in place costs although it overlaps with arithmetic
@@ -216,6 +218,8 @@ def _step_slots(contraction: Contraction, target: VectorTarget, tile: _Tile, row
         lines = vectors * vector_bytes / _ALIGNMENT
         slots = max(slots, lines * (_STRIDE_SLOTS if tile.direct_b else _STREAM_SLOTS))
     slots += _OPERAND_SLOTS * (rows + vectors)
+    if rows * vectors + vectors > target.vector_registers - _SPARE_REGISTERS:
+        slots *= _CROWDED
     return slots + vectors * _in_place_slots(contraction, target, tile) if tile.direct_b else slots
 
 
@@ -424,12 +428,11 @@ def _pack_a_slots(contraction: Contraction, tile: _Tile, lanes: int, mc: int) ->
     """Slots to pack one element of A: vectors along m or k if it is computed, short runs of rows, or one by one."""
     if contraction.a.strides is not None:
         return _COLUMN_SLOTS / tile.rows if contraction.a.contiguous == 0 else 1.0
-    slots = _COMPUTE_SLOTS / lanes
     if contraction.a.contiguous == 1:
-        return slots
+        return _COMPUTE_SLOTS / lanes
     # The last vector of a block is masked unless all blocks start at whole vectors.
     partial = 2 * lanes if mc % lanes and mc < contraction.m else 0
-    return slots * (_round_up(mc, lanes) + partial) / mc
+    return _LINE_SLOTS / lanes * (_round_up(mc, lanes) + partial) / mc
 
 
 def _pack_b_slots(operand: Operand, lanes: int) -> float:
