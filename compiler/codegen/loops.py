@@ -44,11 +44,12 @@ _BYTES_PER_NANOSECOND = 40.0
 class Plan:
     """How a loop kernel is run. `vector` is the outer variable that is vectorised (None: each pass's last variable).
 
-    `nanoseconds` estimates what all units cost. `kept`: what passes leave to later ones in the scratch memory.
+    `lanes` are those of each pass, alike if an outer variable is vectorised. `nanoseconds` estimates what all units
+    cost. `kept`: what passes leave to later ones in the scratch memory.
     """
 
     vector: Variable | None
-    lanes: int
+    lanes: tuple[int, ...]
     block: int
     units: int
     units_per_chunk: int
@@ -74,9 +75,9 @@ def plan(kernel: LoopKernel, target: VectorTarget) -> Plan:
         units, block = math.prod(outer), 0
     else:
         rows = math.prod(outer[:-1])
-        vectors = -(-best.vector.extent // best.lanes)
+        vectors = -(-best.vector.extent // best.lanes[0])
         wanted = max(1, min(vectors, -(-_MOST_CHUNKS // max(1, rows))))
-        block = -(-vectors // wanted) * best.lanes
+        block = -(-vectors // wanted) * best.lanes[0]
         units = rows * -(-best.vector.extent // block)
     nanoseconds = max(best.cost, _streamed_bytes(kernel) / _BYTES_PER_NANOSECOND)
     chunks = max(1, min(_MOST_CHUNKS, units, math.ceil(nanoseconds / _CHUNK_NANOSECONDS)))
@@ -110,33 +111,22 @@ class _Option:
 
     def __init__(self, kernel: LoopKernel, vector: Variable | None, width: int, capacity: int):
         self.vector = vector
-        extents = [vector.extent] if vector else [p.variables[-1].extent for p in kernel.passes if p.variables]
-        longest = max(extents, default=1)
-        operations = _usual_operations(kernel.passes, row_values(kernel.passes, 1, 0, capacity).computed)
-        unroll = 4 if operations <= 12 else 2 if operations <= 30 else 1
-        self.lanes = 1 << (min(width * unroll, longest) - 1).bit_length() if longest > 1 else 1
-        if width < self.lanes and longest < 2 * self.lanes:
-            self.lanes = max(width, self.lanes // 2)
-        if vector is None and not all(self._adds_apart(p) for p in kernel.passes):
-            # Two lanes may add to the same place, so lanes must not run over the additions.
-            self.lanes = 1
-        copies, padding = (1, self.lanes) if vector is None else (self.lanes, 0)
-        self.values = row_values(kernel.passes, copies, padding, capacity)
+        passes = kernel.passes
+        computed = row_values(passes, 1, 0, capacity).computed
+        self.lanes: tuple[int, ...]
+        if vector is not None:
+            self.lanes = (_lanes(vector.extent, _usual_operations(passes, computed), width),) * len(passes)
+        else:
+            self.lanes = tuple(_lanes_along(p, len(values), width) for p, values in zip(passes, computed, strict=True))
+        copies, padding = (1, max(self.lanes)) if vector is None else (self.lanes[0], 0)
+        self.values = row_values(passes, copies, padding, capacity)
         outer = math.prod(v.extent for v in kernel.outer)
-        self.cost = sum(map(partial(self._pass_cost, outer=outer), kernel.passes, self.values.computed))
+        self.cost = sum(map(partial(self._pass_cost, outer=outer), passes, self.lanes, self.values.computed))
 
-    def _adds_apart(self, each: Pass) -> bool:
-        """Whether no two lanes of the pass's last loop add to the same element."""
-        added = [store.index for store in each.stores if store.accumulate]
-        if not added or not each.variables:
-            return True
-        offsets = [lane_offsets(index, VectorLoop(each.variables[-1], self.lanes)) for index in added]
-        return all(found is not None and len(set(found)) == len(found) for found in offsets)
-
-    def _pass_cost(self, each: Pass, computed: Sequence[Value], outer: int) -> float:
+    def _pass_cost(self, each: Pass, lanes: int, computed: Sequence[Value], outer: int) -> float:
         iterations: float = outer * math.prod(v.extent for v in each.variables)
         variable = self.vector or (each.variables[-1] if each.variables else None)
-        lanes = self.lanes if variable is not None else 1
+        lanes = lanes if variable is not None else 1
         extent = variable.extent if variable is not None else 1
         iterations *= min((_share(store.guard) for store in each.stores if not each.reductions), default=1.0)
         vectors = iterations * (-(-extent // lanes) * lanes / extent) / lanes
@@ -160,6 +150,26 @@ class _Option:
         if span > lanes * 4:
             return times * SIMPLE * lanes * 2.0
         return times * SIMPLE * max(1, span / 16)
+
+
+def _lanes(extent: int, operations: int, width: int) -> int:
+    """How many elements are worked on at once: several vectors if there is little to do for each."""
+    unroll = 4 if operations <= 12 else 2 if operations <= 30 else 1
+    lanes = 1 << (min(width * unroll, extent) - 1).bit_length() if extent > 1 else 1
+    return max(width, lanes // 2) if width < lanes and extent < 2 * lanes else lanes
+
+
+def _lanes_along(each: Pass, operations: int, width: int) -> int:
+    """The lanes of the pass's last loop: one if two of them might add to the same element."""
+    if not each.variables:
+        return 1
+    lanes = _lanes(each.variables[-1].extent, operations, width)
+    loop = VectorLoop(each.variables[-1], lanes)
+    for store in each.stores:
+        offsets = lane_offsets(store.index, loop) if store.accumulate else range(lanes)
+        if offsets is None or len(set(offsets)) < lanes:
+            return 1
+    return lanes
 
 
 def _usual_operations(passes: Sequence[Pass], computed: Sequence[Sequence[Value]]) -> int:
@@ -215,6 +225,8 @@ class _Function:
     def __init__(self, kernel: LoopKernel, chosen: Plan, emitter: Emitter, scratch: ir.Value):
         self.kernel, self.plan, self.emitter, self.scratch = kernel, chosen, emitter, scratch
         self.builder = emitter.builder
+        # Of the pass that is being emitted.
+        self.lanes = 1
 
     def emit(self, function: ir.Function) -> None:
         per_chunk, units = self.plan.units_per_chunk, self.plan.units
@@ -253,7 +265,7 @@ class _Function:
                 self._vector_block(vector, block, blocks)
 
     def _vector_block(self, vector: Variable, block: ir.Value, blocks: int) -> None:
-        lanes, extent = self.plan.lanes, vector.extent
+        lanes, extent = self.plan.lanes[0], vector.extent
         whole = extent - extent % lanes
         tail = extent - whole
 
@@ -290,17 +302,18 @@ class _Function:
             self.emitter.when(is_last, rest)
 
     def _lanes(self, variable: Variable, active: int | None = None) -> Lanes | None:
-        return Lanes(variable, self.plan.lanes, active) if self.plan.lanes > 1 else None
+        return Lanes(variable, self.plan.lanes[0], active) if self.plan.lanes[0] > 1 else None
 
     def _passes(self) -> None:
         self.emitter.kept.clear()
         for number, each in enumerate(self.kernel.passes):
+            self.lanes = self.plan.lanes[number]
             self._pass(each, [row for row in self.plan.kept if row.first == number])
 
     def _pass(self, each: Pass, kept: list[KeptRow]) -> None:
-        inner = self.plan.vector is None and bool(each.variables) and self.plan.lanes > 1
+        inner = self.plan.vector is None and bool(each.variables) and self.lanes > 1
         accumulators = [Accumulator(r, self.emitter, each.variables, inner) for r in each.reductions]
-        lanes = self.plan.lanes if inner or self.emitter.lanes is not None else 0
+        lanes = self.lanes if inner or self.emitter.lanes is not None else 0
         carried = [value for a in accumulators for value in a.initial(lanes)]
         finished = self._loops(each, list(each.variables), carried, accumulators, inner, kept)
         for accumulator in accumulators:
@@ -313,10 +326,10 @@ class _Function:
         element = register_type(row.value.dtype)
         place = indexing.flatten(tuple(map(indexing.of, row.variables)), tuple(v.extent for v in row.variables))
         if self.plan.vector is not None:
-            place = place * self.plan.lanes
+            place = place * self.lanes
         start = self.builder.gep(self.scratch, [constant(I64, row.offset)], inbounds=True, source_etype=BYTE)
         pointer = self.builder.gep(start, [self.emitter.index(place)], inbounds=True, source_etype=element)
-        return pointer, widened(element, self.plan.lanes if self.emitter.lanes is not None else 0)
+        return pointer, widened(element, self.lanes if self.emitter.lanes is not None else 0)
 
     def _keep(self, row: KeptRow) -> None:
         """Every lane is written, those beyond the end of the row too: nobody reads them."""
@@ -357,7 +370,7 @@ class _Function:
             return carried
         if rest or not inner:
             return self.emitter.loop(variable, 0, variable.extent, 1, carried, body)
-        lanes = self.plan.lanes
+        lanes = self.lanes
         whole = variable.extent - variable.extent % lanes
         if whole:
             carried = self.emitter.loop(variable, 0, whole, lanes, carried, body, Lanes(variable, lanes))

@@ -22,16 +22,19 @@ from .expand import Expander, nontrivial, spread
 from .index import ZERO, FromData, Index, Variable
 from .loop_ir import Apply, Condition, Literal, LoopKernel, Pass, Store
 
-# A block is worth having if it has this many bytes, and looking at an update's row costs as much as adding so many.
-_BLOCK_BYTES, _BYTES_PER_LOOK = 256 << 10, 16
+# A block is worth having if it has this many bytes. Looking at the row of an update costs as much as writing so many
+# bytes, which should be a small part of what is written and added.
+_BLOCK_BYTES, _BYTES_PER_LOOK = 256 << 10, 32
 # With fewer blocks, the columns are divided more evenly.
 _FEWEST_BLOCKS, _MOST_BLOCKS = 4, 32
 
 
 def _blocks(node: Node) -> int:
     """Into how many blocks of rows the result is divided; 1 if columns run in parallel."""
-    rows = node.shape[0]
-    blocks = min(node.nbytes // _BLOCK_BYTES, node.nbytes // max(1, rows) // _BYTES_PER_LOOK, _MOST_BLOCKS, rows)
+    rows, updates = node.shape[0], node.inputs[0].size
+    row_bytes = node.nbytes // max(1, rows)
+    most = (node.nbytes // 4 + row_bytes * updates // 4) // max(1, updates * _BYTES_PER_LOOK)
+    blocks = min(most, node.nbytes // _BLOCK_BYTES, row_bytes // 16, _MOST_BLOCKS, rows)
     return blocks if blocks >= _FEWEST_BLOCKS else 1
 
 

@@ -37,9 +37,9 @@ def test_narrow_rows_are_not_divided() -> None:
 
 def test_lanes_run_along_a_row_and_never_over_updates() -> None:
     chosen = loops.plan(collapse(scattered(32_000, 256, 9)[1]), TARGET)
-    assert chosen.vector is None and chosen.lanes > 1
+    assert chosen.vector is None and min(chosen.lanes) > 1
     single = collapse(scattered(32_000, 1, 9)[1])
-    assert loops.plan(single, TARGET).lanes == 1
+    assert loops.plan(single, TARGET).lanes[-1] == 1
 
 
 @pytest.mark.parametrize("rows", [4096, 4099])
