@@ -71,11 +71,10 @@ class GuardedArray:
 def run(graph: Graph, arguments: Sequence[Array], source: random.Random) -> list[Array]:
     """The outputs, kernel by kernel in guarded memory and checked against the whole program."""
     target = targets.host()
-    vectors = vector_target(target)
     if source.random() < 0.3:
-        # Small caches: more blocks and more chunks.
-        vectors = dataclasses.replace(vectors, l1_bytes=1024, l2_bytes=4096, l3_bytes=8192)
-    compilation = Compilation(graph, vectors)
+        # Small caches: more blocks and more chunks. Of the target, as compiled kernels are kept by its key.
+        target = dataclasses.replace(target, l1_bytes=1024, l2_bytes=4096, l3_bytes=8192)
+    compilation = Compilation(graph, vector_target(target))
     executable = Executable(compilation.program, target)
     memory: dict[Node, GuardedArray] = {}
 
