@@ -213,7 +213,7 @@ def _choose_tile(contraction: WindowContraction, target: VectorTarget, places: T
 
 
 def _depth_blocks(contraction: WindowContraction, places: Table) -> Iterator[int]:
-    """Lengths of k blocks worth trying, the longest first, each at most three quarters of the one before."""
+    """Lengths of k blocks worth trying, the longest first, each at most two thirds of the one before."""
     limit = min(contraction.k, _MOST_DEPTH)
     found = False
     for length in range(limit, 0, -1):
@@ -221,7 +221,7 @@ def _depth_blocks(contraction: WindowContraction, places: Table) -> Iterator[int
             continue
         if _repeats(places, length):
             yield length
-            found, limit = True, length * 3 // 4
+            found, limit = True, length * 2 // 3
             if length < 64:
                 return
 
@@ -301,8 +301,9 @@ def _row_blocks(contraction: WindowContraction, tile: _Tile, places: Table) -> I
     if unit == m:
         unit = tile.rows
     units = -(-m // unit)
-    counts = {*_divisors(units), *(-(-units // blocks) for blocks in range(1, min(units, 32) + 1))}
-    for count in sorted(counts, reverse=True):
+    whole = _divisors(units)
+    others = [-(-units // blocks) for blocks in range(1, min(units, 12) + 1)]
+    for count in sorted({*whole, *others}, reverse=True):
         size = min(m, count * unit)
         if size <= max(_MOST_ROWS, unit) and _repeats(places, size):
             yield size

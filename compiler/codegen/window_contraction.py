@@ -18,6 +18,7 @@ Sums are always taken in the order of k, whichever thread runs a chunk.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,10 +110,11 @@ def emit(
 
 
 def _table(function: ir.Function, name: str, values: tuple[int, ...]) -> ir.Value:
-    """A constant array of i32 in the function's module."""
-    kind = ir.ArrayType(_I32, len(values))
+    """A constant array of i32 in the function's module, written as bytes: long arrays of numbers take long to print."""
+    kind = ir.ArrayType(ir.IntType(8), 4 * len(values))
     table = ir.GlobalVariable(function.module, kind, f"{function.name}.{name}")
-    table.linkage, table.global_constant, table.initializer = "internal", True, ir.Constant(kind, list(values))
+    table.linkage, table.global_constant, table.align = "internal", True, 4
+    table.initializer = ir.Constant(kind, bytearray(struct.pack(f"={len(values)}i", *values)))
     return table
 
 

@@ -26,7 +26,7 @@ from .rules import isolate_inputs
 
 # A contraction with this many results, or with so many on one side, has work for many threads without being summed in
 # parts. A part multiplies at least as often as the third number says.
-MANY_RESULTS, LONG_SIDE, LEAST_PART = 2**18, 2**12, 2**20
+MANY_RESULTS, LONG_SIDE, LEAST_PART = 3 * 2**17, 2**12, 2**20
 
 
 def lower_convolutions(graph: Graph) -> Graph:

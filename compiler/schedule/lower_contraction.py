@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..ir.graph import Node
 from . import index as indexing
@@ -18,9 +17,9 @@ from .index import Index, Variable
 from .loop_ir import Condition, ContractionKernel, Guarded, Image, Literal, Load, Store, Value
 from .placing import Lowered, Side, epilogue_place, require_bijection
 
-# What packing one vector costs, if its elements lie together or if they do not, and what finishing one does, counted in
-# vector multiply-adds. They choose the form only.
-_PACKING, _GATHERING, _FINISHING = 8, 50, 6
+# What packing one vector costs, if its elements lie together, near one another or far apart, and what finishing one
+# does, counted in vector multiply-adds. They choose the form only.
+_PACKING, _COLLECTING, _GATHERING, _FINISHING = 8, 16, 50, 6
 
 
 def lower_contraction(
@@ -108,18 +107,18 @@ class _Contract:
     def _packing(self, node: Node, places: Indices) -> int:
         """What packing a vector of an operand costs that shows elements of `node` at `places`."""
         position = indexing.flatten(places, node.shape)
-        for variable in position.variables:
-            if variable.name != "b" and self._together(position, variable):
-                return _PACKING
-        return _GATHERING
+        return min(self._packing_along(position, v) for v in position.variables if v.name != "b")
 
-    def _together(self, position: Index, variable: Variable) -> bool:
-        """Whether a vector along the variable is one stretch of memory."""
+    def _packing_along(self, position: Index, variable: Variable) -> int:
+        """The same by vectors along one variable."""
 
-        def at(number: int) -> Any:
-            return indexing.evaluate(position, lambda other: number if other == variable else 0)
+        def at(number: int) -> int:
+            return int(indexing.evaluate(position, lambda other: number if other == variable else 0))
 
-        return all(at(i) - at(0) == i for i in range(min(self.lanes, variable.extent)))
+        first = [at(number) for number in range(min(self.lanes, variable.extent))]
+        if all(place - first[0] == number for number, place in enumerate(first)):
+            return _PACKING
+        return _COLLECTING if max(first) - min(first) < 2 * self.lanes else _GATHERING
 
     def _image_at(self, side: Side) -> tuple[Node, Indices] | None:
         """The node that the operand moves elements of, and where the operand's element (b, m, k) is found in it.
