@@ -226,6 +226,18 @@ def _depth_blocks(contraction: WindowContraction, places: Table) -> Iterator[int
                 return
 
 
+def _reads_in_place(
+    contraction: WindowContraction, tile: _Tile, rows: Table, depth: Table, lanes: int
+) -> bool:
+    """Whether the image is an array of which a first-level cache can hold what one tile sees of it, or needs not to."""
+    if contraction.in_place is None:
+        return False
+    strides = np.array(contraction.in_place, dtype=np.int64)
+    seen = (strides @ rows[:, : tile.rows])[:, None] + (strides @ depth)[None, :]
+    size = element_bits(contraction.element) // 8
+    return _most_in_a_set(seen, size) <= _WAYS or contraction.n <= tile.vectors * lanes
+
+
 def _most_in_a_set(offsets: Table, size: int) -> int:
     """How many of the cache lines the offsets touch fall into one set of a first-level cache."""
     lines = np.unique(offsets.ravel() * size // _LINE)
@@ -247,6 +259,7 @@ def _grids(
     nr = tile.vectors * lanes
     for kc in _depth_blocks(contraction, weights @ depth):
         reach_k = np.ptp(depth[:, :kc], axis=1)
+        staged = not _reads_in_place(contraction, tile, rows, depth[:, :kc], lanes)
         for mc in _row_blocks(contraction, tile, weights @ rows):
             box = tuple(int(e) for e in np.ptp(rows[:, :mc], axis=1) + reach_k + 1)
             box_bytes = _box_strides(box, size)[0] * box[0] * size
@@ -255,7 +268,7 @@ def _grids(
                 padded_n = -(-nc // nr) * nr
                 bytes_used = box_bytes + padded_n * kc * size + mc * (padded_n + lanes) * size
                 crowded = 1.0 + max(0.0, bytes_used / (0.75 * l2) - 1.0) + 0.1 * max(0.0, seen / l1 - 1.0)
-                yield _grid_cost(contraction, target, tile, (mc, nc, kc), box, crowded, lanes)
+                yield _grid_cost(contraction, target, tile, (mc, nc, kc), box if staged else None, crowded, lanes)
 
 
 def _grid_cost(
@@ -263,7 +276,7 @@ def _grid_cost(
     target: VectorTarget,
     tile: _Tile,
     sizes: tuple[int, int, int],
-    box: tuple[int, ...],
+    box: tuple[int, ...] | None,
     crowded: float,
     lanes: int,
 ) -> tuple[float, int, int, int, bool]:
@@ -275,7 +288,7 @@ def _grid_cost(
     padded_n = -(-nc // (tile.vectors * lanes)) * tile.vectors * lanes
     keep_b = m_blocks > 1 and k * padded_n * size <= max(target.l2_bytes, target.l3_bytes // 8)
     staging = 0.0
-    if contraction.in_place is None:
+    if box is not None:
         staging = k_blocks * prod(box[:-1]) * -(-box[-1] // lanes) * _STAGE_SLOTS
     tiles = -(-mc // tile.rows) * -(-nc // (tile.vectors * lanes))
     visits = (k_blocks - 1) * tiles * (_TILE_SLOTS + 2 * tile.rows * tile.vectors)
@@ -345,12 +358,8 @@ def _plan(
     box: tuple[int, ...] | None = tuple(int(e) for e in np.ptp(in_rows, axis=1) + np.ptp(in_depth, axis=1) + 1)
     assert box is not None
     strides, first = _box_strides(box, size), 0
-    if contraction.in_place is not None:
-        tabulated = np.array(contraction.in_place, dtype=np.int64)
-        seen = (tabulated @ in_rows[:, : tile.rows])[:, None] + (tabulated @ in_depth)[None, :]
-        together = _most_in_a_set(seen, size)
-        if together <= _WAYS or contraction.n <= tile.vectors * lanes:
-            box, strides = None, contraction.in_place
+    if contraction.in_place is not None and _reads_in_place(contraction, tile, rows, depth[:, :kc], lanes):
+        box, strides = None, contraction.in_place
     if box is not None:
         first = -int(np.array(strides) @ origin)
     weights = np.array(strides, dtype=np.int64)
