@@ -5,8 +5,9 @@ Its memory, by byte offset, hot fields on cache lines of their own:
 
     0     address of kaun_parallel_for: a program calls through it and needs no symbol
     8     threads, the caller included
-    16    iterations of pause to spin before sleeping
-    24    what malloc returned
+    16    iterations of pause to spin, and then
+    24    times to yield the processor before sleeping
+    32    what malloc returned
     128   busy: 1 while some caller is inside a parallel loop
     256   state: | generation (32 bits) | ... | shutdown | waiting | open | active workers (16 bits) |
     384   next: the first chunk that nobody has claimed
@@ -18,7 +19,7 @@ Its memory, by byte offset, hot fields on cache lines of their own:
 One loop, seen from the caller (who is worker 0) and from a worker:
 
     caller                                      worker
-    take `busy`, or run everything alone        spin, then sleep, until state is open and its
+    take `busy`, or run everything alone        spin, yield, then sleep, until state is open and its
     write job, next = 0                           generation is not the last one seen
     state = (generation + 1, open)              compare-and-swap state to state + 1, or look again
     wake sleepers                               claim and run chunks until none is left
@@ -51,6 +52,10 @@ __all__ = ["Pool", "num_threads", "pool", "pool_module", "set_num_threads"]
 
 # Long enough to bridge the serial kernels between two parallel ones, short enough not to be seen in `top`.
 SPIN_SECONDS = 50e-6
+
+# After spinning, a worker looks once each time the system has let others run: about a millisecond, which bridges the
+# Python between two training steps. Waking a thread that sleeps takes some 50 microseconds on a virtual machine.
+YIELDS = 2000
 
 # The default elsewhere is as low as 128 KiB (musl) or 512 KiB (macOS).
 STACK_BYTES = 8 << 20
@@ -96,7 +101,7 @@ class Pool:
         # Threads that outnumber cores take time from each other by spinning.
         spin = self._functions.iterations(SPIN_SECONDS) if threads <= usable_cores() else 0
         with _signals_blocked():
-            address = self._functions.create(threads, spin)
+            address = self._functions.create(threads, spin, YIELDS if spin else 0)
         if not address:
             raise MemoryError(f"threads.Pool: the system refused memory for a pool of {threads} threads")
         self.address: int = address
@@ -193,7 +198,7 @@ class _Functions:
         create, parallel_for, destroy, spin, run = (ctypes.c_uint64 * 5).from_address(table)
         size, pointer = ctypes.c_int64, ctypes.c_void_p
         self.parallel_for_address = int(parallel_for)
-        self.create = ctypes.CFUNCTYPE(pointer, size, size)(create)
+        self.create = ctypes.CFUNCTYPE(pointer, size, size, size)(create)
         self.destroy = ctypes.CFUNCTYPE(None, pointer)(destroy)
         self.spin = ctypes.CFUNCTYPE(None, size)(spin)
         self.run = ctypes.CFUNCTYPE(None, pointer)(run)
@@ -245,7 +250,7 @@ def pool_module(architecture: str) -> str:
 # pthread types are opaque: 128 bytes hold a mutex, a condition or attributes on Linux and macOS.
 _DECLARATIONS = """
 %line = type [128 x i8]
-%header = type { ptr, i64, i64, ptr, [96 x i8] }
+%header = type { ptr, i64, i64, i64, ptr, [88 x i8] }
 %job = type { ptr, ptr, i64, ptr, i64, i64, [80 x i8] }
 %crew = type { i64, i64, [112 x i8] }
 %word = type { i64, [120 x i8] }
@@ -255,6 +260,7 @@ _DECLARATIONS = """
 declare ptr @malloc(i64)
 declare void @free(ptr)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @sched_yield()
 declare i32 @pthread_join(ptr, ptr)
 declare i32 @pthread_attr_init(ptr)
 declare i32 @pthread_attr_destroy(ptr)
@@ -487,26 +493,37 @@ entry:
   %spin.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 2
   %state.p = getelementptr %pool, ptr %pool, i64 0, i32 2
   %sleepers.p = getelementptr %pool, ptr %pool, i64 0, i32 5, i32 0
+  %yield.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 3
   %number.p = getelementptr %pool, ptr %pool, i64 0, i32 5, i32 1
   %mutex = getelementptr %pool, ptr %pool, i64 0, i32 6
   %work = getelementptr %pool, ptr %pool, i64 0, i32 7
   %left = getelementptr %pool, ptr %pool, i64 0, i32 8
   %number = atomicrmw add ptr %number.p, i64 1 monotonic, align 8
   %spins = load i64, ptr %spin.p, align 8
+  %yields = load i64, ptr %yield.p, align 8
+  %looks.most = add i64 %spins, %yields
   br label %idle
 idle:
   %last = phi i64 [ 0, %entry ], [ %last, %awake ], [ %last, %enter ], [ %generation, %leave ], [ %generation, %tell ]
   br label %look
 look:
-  %looks = phi i64 [ 0, %idle ], [ %looks.next, %relax ]
+  %looks = phi i64 [ 0, %idle ], [ %looks.next, %again ]
   %state = load atomic i64, ptr %state.p acquire, align 8
   %called = call i1 @calls(i64 %state, i64 %last)
   br i1 %called, label %answer, label %patience
 patience:
-  %patient = icmp slt i64 %looks, %spins
-  br i1 %patient, label %relax, label %sleep
+  %patient = icmp slt i64 %looks, %looks.most
+  br i1 %patient, label %stay, label %sleep
+stay:
+  %spinning = icmp slt i64 %looks, %spins
+  br i1 %spinning, label %relax, label %give.way
 relax:
   $PAUSE
+  br label %again
+give.way:
+  %yielded = call i32 @sched_yield()
+  br label %again
+again:
   %looks.next = add i64 %looks, 1
   br label %look
 
@@ -558,7 +575,7 @@ tell:
 """
 
 _CREATE = """
-define internal ptr @create(i64 %threads, i64 %spins) nounwind {
+define internal ptr @create(i64 %threads, i64 %spins, i64 %yields) nounwind {
 entry:
   %attributes = alloca %line, align 16
   %handles.size = mul i64 %threads, 8
@@ -578,13 +595,15 @@ prepare:
   call void @llvm.memset.p0.i64(ptr align 128 %pool, i8 0, i64 %size, i1 false)
   %threads.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 1
   %spin.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 2
-  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 3
+  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 4
   %number.p = getelementptr %pool, ptr %pool, i64 0, i32 5, i32 1
   %mutex = getelementptr %pool, ptr %pool, i64 0, i32 6
   %work = getelementptr %pool, ptr %pool, i64 0, i32 7
   %left = getelementptr %pool, ptr %pool, i64 0, i32 8
   store ptr @kaun_parallel_for, ptr %pool, align 8
   store i64 %spins, ptr %spin.p, align 8
+  %yield.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 3
+  store i64 %yields, ptr %yield.p, align 8
   store ptr %memory, ptr %memory.p, align 8
   store i64 1, ptr %number.p, align 8
   %r0 = call i32 @pthread_mutex_init(ptr %mutex, ptr null)
@@ -618,7 +637,7 @@ _DESTROY = """
 define internal void @destroy(ptr %pool) nounwind {
 entry:
   %threads.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 1
-  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 3
+  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 4
   %state.p = getelementptr %pool, ptr %pool, i64 0, i32 2
   %mutex = getelementptr %pool, ptr %pool, i64 0, i32 6
   %work = getelementptr %pool, ptr %pool, i64 0, i32 7
