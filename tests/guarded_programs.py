@@ -189,6 +189,20 @@ def large_scatters() -> Iterator[Example]:
             yield Example(graph, (places, values), (0.0,))
 
 
+def gathered_rows() -> Iterator[Example]:
+    """Rows long enough to be asked for before they are read, with the last ones at the end of every buffer."""
+    for rows, columns, count in ((300, 64, 100), (7, 65, 3), (40, 129, 1), (9, 32, 4), (50, 1025, 9)):
+        for dtype in (dtypes.int32, dtypes.uint8, dtypes.int64):
+            table = ops.input_(identity="table", dtype=dtypes.float32, shape=(rows, columns))
+            indices = ops.input_(identity="indices", dtype=dtype, shape=(count,))
+            draw = np.random.default_rng(count)
+            places = draw.integers(-3 if dtype.kind == "signed" else 0, min(rows + 4, 255), count).astype(dtype.numpy)
+            places[-1] = min(rows - 1, 255)
+            values = draw.standard_normal((rows, columns)).astype(np.float32)
+            graph = Graph((table, indices), (ops.gather(table, indices),))
+            yield Example(graph, (values, places), (0.0,))
+
+
 # Convolutions with both gradients
 
 
@@ -409,7 +423,7 @@ def places_of_extrema() -> Iterator[Example]:
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
-        movement, reductions, scatters, large_scatters, convolutions, images, narrow_single_lanes,
+        movement, reductions, scatters, large_scatters, gathered_rows, convolutions, images, narrow_single_lanes,
         rows_of_padding, reversed_halves, rows_found_by_reductions, padded_columns_without_vectors,
         rows_read_again, places_of_extrema, attention,
     )

@@ -23,7 +23,7 @@ from ..schedule.collapse import all_values, collapse, pass_roots
 from ..schedule.index import FromData, Index, Variable
 from ..schedule.loop_ir import Apply, Buffer, Condition, Literal, Load, LoopKernel, Pass, Value
 from .accumulators import Accumulator
-from .arithmetic import BYTE, I64, Arithmetic, constant, register_type, widened
+from .arithmetic import BYTE, I32, I64, Arithmetic, constant, register_type, widened
 from .control_flow import POINTER
 from .emitter import Emitter, Lanes, condition_key
 from .kept_rows import FUNCTION, FUNCTIONS, SIMPLE, KeptRow, row_values
@@ -34,6 +34,8 @@ from .vector_target import VectorTarget
 _MOST_UNROLLED, _FUNCTION_SIZE = 64, 16
 # A pass with so many times fewer iterations than another does not matter.
 _RARELY = 8
+# Rows of a table are asked for this many units before they are read, if they are this many bytes long.
+_ROWS_AHEAD, _SHORTEST_ROW, _LONGEST_ROW, _LINE_BYTES = 4, 128, 4096, 64
 # A chunk should be worth waking a thread for; more chunks than this balance nothing.
 _CHUNK_NANOSECONDS, _MOST_CHUNKS = 20_000.0, 64
 # What one core moves to and from the caches beyond its own, or memory.
@@ -219,6 +221,29 @@ def load_pointers(builder: ir.IRBuilder, buffers: ir.Value, declared: Sequence[B
     return pointers
 
 
+def _gathered_rows(kernel: LoopKernel, vector: Variable) -> list[Load]:
+    """The loads of rows whose numbers are read from data, each row along `vector` and of a length worth asking for."""
+    rows: dict[tuple[Buffer, Index], Load] = {}
+    for each in kernel.passes:
+        for value in all_values(pass_roots(each)):
+            if not isinstance(value, Load) or value.guard or not value.index.has_data:
+                continue
+            numbers = [atom for atom, _ in value.index.terms if isinstance(atom, FromData)]
+            steps = dict(value.index.terms)
+            along = steps.get(vector) == 1 and not any(vector in number.variables for number in numbers)
+            outer_only = value.index.variables <= frozenset(kernel.outer)
+            if along and outer_only and len(numbers) == 1 and not any(_is_guarded(n.value) for n in numbers):
+                nbytes = vector.extent * value.buffer.dtype.itemsize
+                if _SHORTEST_ROW <= nbytes <= _LONGEST_ROW:
+                    rows.setdefault((value.buffer, value.index), value)
+    return list(rows.values())
+
+
+def _is_guarded(number: Value) -> bool:
+    """Whether what is read to compute the number must not be read everywhere."""
+    return any(isinstance(value, Load) and value.guard for value in all_values([number]))
+
+
 class _Function:
     """Emits the loops of one kernel."""
 
@@ -252,17 +277,46 @@ class _Function:
         if blocks > 1:
             block = self.builder.urem(unit, constant(I64, blocks))
             rest = self.builder.udiv(unit, constant(I64, blocks))
-        bindings = {}
-        for position, variable in enumerate(reversed(outer)):
-            first = position == len(outer) - 1
-            bindings[variable] = rest if first else self.builder.urem(rest, constant(I64, variable.extent))
-            if not first:
-                rest = self.builder.udiv(rest, constant(I64, variable.extent))
-        with self.emitter.scope(bindings):
+        elif vector is not None:
+            self._fetch_rows_ahead(unit, outer, vector)
+        with self.emitter.scope(self._decoded(rest, outer)):
             if vector is None:
                 self._passes()
             else:
                 self._vector_block(vector, block, blocks)
+
+    def _decoded(self, number: ir.Value, outer: Sequence[Variable]) -> dict[Variable, ir.Value]:
+        """The outer variables at the unit (or row of blocks) of this number."""
+        bindings = {}
+        for position, variable in enumerate(reversed(outer)):
+            first = position == len(outer) - 1
+            bindings[variable] = number if first else self.builder.urem(number, constant(I64, variable.extent))
+            if not first:
+                number = self.builder.udiv(number, constant(I64, variable.extent))
+        return bindings
+
+    def _fetch_rows_ahead(self, unit: ir.Value, outer: Sequence[Variable], vector: Variable) -> None:
+        """Ask for the rows that a later unit gathers: the processor foresees the next line of a row, not the next row.
+
+        A prefetch touches nothing, and the row's number is read from where the later unit will read it.
+        """
+        rows = _gathered_rows(self.kernel, vector)
+        if not rows:
+            return
+        later = self.builder.add(unit, constant(I64, _ROWS_AHEAD), flags=("nsw",))
+        last = constant(I64, self.plan.units - 1)
+        later = self.builder.select(self.builder.icmp_signed("<", later, last), later, last)
+        signature = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+        name = "llvm.prefetch.p0"
+        found = self.builder.module.globals.get(name)
+        prefetch = found if found is not None else ir.Function(self.builder.module, signature, name)
+        with self.emitter.scope({**self._decoded(later, outer), vector: constant(I64, 0)}):
+            for load in rows:
+                row = self.emitter.address(load.buffer, load.index)
+                nbytes = vector.extent * load.buffer.dtype.itemsize
+                for at in range(0, nbytes, _LINE_BYTES):
+                    line = self.builder.gep(row, [constant(I64, at)], source_etype=ir.IntType(8))
+                    self.builder.call(prefetch, [line, *(constant(I32, n) for n in (0, 3, 1))])
 
     def _vector_block(self, vector: Variable, block: ir.Value, blocks: int) -> None:
         lanes, extent = self.plan.lanes[0], vector.extent
