@@ -130,11 +130,11 @@ class CompiledGraph:
 
     def __init__(self, graph: Graph, text: str, target: targets.Target):
         self._graph, self._target = graph, target
-        stored = stored_programs.load(graph, text, target, vector_target(target))
-        program = self.compilation.program if stored is None else stored
-        self.executable = Executable(program, target)
-        if stored is None:
-            stored_programs.store(text, target, program)
+        executable = self._stored(text)
+        if executable is None:
+            executable = Executable(self.compilation.program, target)
+            stored_programs.store(text, target, executable.program)
+        self.executable, program = executable, executable.program
         # The computed outputs, and where each result is found: an input handed through, or one of them.
         self.outputs = [Result.of(output.dtype, output.shape, output.nbytes) for output in program.outputs]
         self.results = [(place.kind == "input", place.position) for place in program.results]
@@ -142,6 +142,17 @@ class CompiledGraph:
         # The input whose memory a computed output may take, if there is one.
         self.donors = [donors.get(number) for number in range(len(self.outputs))]
         self._straight = self.results == [(False, number) for number in range(len(self.outputs))]
+
+    def _stored(self, text: str) -> Executable | None:
+        """The program as it is kept on disk; None, and deleted, if no kernel can be made of what is there."""
+        program = stored_programs.load(self._graph, text, self._target, vector_target(self._target))
+        if program is None:
+            return None
+        try:
+            return Executable(program, self._target)
+        except (ValueError, TypeError, KeyError, NotImplementedError):
+            stored_programs.discard(text, self._target)
+            return None
 
     @cached_property
     def compilation(self) -> Compilation:

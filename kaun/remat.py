@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,18 @@ from kaun import execution
 from kaun.compiler.ir import Node, ops, substitute, topological
 from kaun.nested import replace_tensors, tensors_in
 from kaun.nx import Tensor
+
+
+def checked_budget(function: str, budget: object) -> int | None:
+    """A number of bytes or None. TypeError for what is no integer, ValueError for a negative one."""
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not hasattr(budget, "__index__"):
+        raise TypeError(f"{function}: got a budget of type {type(budget).__name__}, expected a number of bytes")
+    number = operator.index(budget)
+    if number < 0:
+        raise ValueError(f"{function}: got a budget of {number} bytes, expected at least 0")
+    return number
 
 
 def remat(f: Callable[..., Any], *, budget: int | None = None) -> Callable[..., Any]:
@@ -29,12 +42,11 @@ def remat(f: Callable[..., Any], *, budget: int | None = None) -> Callable[..., 
     pure, and random numbers drawn inside are drawn again alike. It composes with `grad`, `vjp`, `jit` and itself, and
     does nothing where no gradient is taken.
 
-    ValueError for a negative budget.
+    ValueError for a negative budget, TypeError for one that is no integer.
 
     Chen et al., Training deep nets with sublinear memory cost, arXiv:1604.06174 (2016).
     """
-    if budget is not None and budget < 0:
-        raise ValueError(f"kn.remat: got a budget of {budget} bytes, expected at least 0")
+    bytes_kept = checked_budget("kn.remat", budget)
 
     @functools.wraps(f)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
@@ -49,7 +61,7 @@ def remat(f: Callable[..., Any], *, budget: int | None = None) -> Callable[..., 
         named = dict(zip(stand_ins, actual, strict=True))
         resolved = substitute([*results, *given], named)
         boundary = tuple(dict.fromkeys(resolved[len(results) :]))
-        marked = (ops.remat(node, *boundary, budget=budget) for node in resolved[: len(results)])
+        marked = (ops.remat(node, *boundary, budget=bytes_kept) for node in resolved[: len(results)])
         return replace_tensors(result, map(Tensor, marked))
 
     return recomputed

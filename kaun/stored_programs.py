@@ -2,6 +2,7 @@
 
 An entry is the program's text, under a key made of the graph's text, the machine and the version of the compiler. It is
 checked as it is parsed, kernels included are found by their text or made from it, and one that does not fit is deleted.
+The checksum of the cache finds damage; the folder is trusted as the machine code in it is.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Prog
 
         return entry.emit_entry(program, name, vectors)
 
-    key = _key(text, target)
-    content = default_cache().lookup(key)
+    content = default_cache().lookup(_key(text, target))
     if content is None:
         return None
     try:
         program = parse_program(content.decode(), emit_kernel, emit_entry)
-    except ValueError:
+    except (ValueError, TypeError):
         program = None
     if program is None or not _fits(program, graph):
-        default_cache().discard(key)
+        discard(text, target)
         return None
     return program
 
@@ -45,6 +45,11 @@ def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Prog
 def store(text: str, target: Target, program: Program) -> None:
     """Keep the program of the graph whose `key` is `text`."""
     default_cache().store(_key(text, target), print_program(program).encode())
+
+
+def discard(text: str, target: Target) -> None:
+    """Delete the program of the graph whose `key` is `text`."""
+    default_cache().discard(_key(text, target))
 
 
 def _key(text: str, target: Target) -> str:

@@ -36,6 +36,7 @@ from kaun.optim.control import finite, fold_in
 from kaun.ownership import Row
 from kaun.progress import Bar
 from kaun.ptree import Tree
+from kaun.remat import checked_budget
 from kaun.runtime import buffers
 from kaun.training_step import PreparedStep, RowForm, StepFunction, forward, row_form, row_structure, traceable_step
 
@@ -147,9 +148,7 @@ def make(*, model: Layer, optimizer: Transformation, memory_budget: int | None =
         raise TypeError(f"train.make: got model {type(model).__name__}, expected a Layer")
     if not isinstance(optimizer, Transformation):
         raise TypeError(f"train.make: got optimizer {type(optimizer).__name__}, expected one of kaun.optim")
-    if memory_budget is not None and memory_budget < 0:
-        raise ValueError(f"train.make: got a memory budget of {memory_budget} bytes, expected at least 0")
-    return Trainer(model, optimizer, memory_budget)
+    return Trainer(model, optimizer, checked_budget("train.make", memory_budget))
 
 
 def init(trainer: Trainer, *, dtype: DType = float32) -> State:

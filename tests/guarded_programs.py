@@ -280,6 +280,17 @@ def narrow_single_lanes() -> Iterator[Example]:
             yield _exact((x,), (ops.cast(ops.abs_(ops.add(x, x)), dtype=dtype),))
 
 
+def last_blocks_of_images() -> Iterator[Example]:
+    """Weight gradients whose last block of places is shorter than the others and begins inside an image."""
+    for channels, outputs, length, size in ((4, 16, 1723, 5), (2, 32, 881, 5), (1, 64, 1819, 5)) * 2:
+        x = ops.input_(identity="x", dtype=dtypes.float32, shape=(2, channels, length))
+        w = ops.input_(identity="w", dtype=dtypes.float32, shape=(outputs, channels, size))
+        around = ((size // 2, size // 2),)
+        y = ops.conv_general(x, w, groups=1, strides=(1,), padding=around, lhs_dilation=(1,), rhs_dilation=(1,))
+        cotangent = ops.input_(identity="cotangent", dtype=dtypes.float32, shape=y.shape)
+        yield _exact((x, w, cotangent), gradients([y], [cotangent], [w]))
+
+
 def rows_of_padding() -> Iterator[Example]:
     """Rows that are all padding beside rows whose last lanes are: nothing outside is read, all of it is the padding."""
     for columns, high in ((24, 2), (8, 5), (40, 3), (17, 16)):
@@ -423,9 +434,9 @@ def places_of_extrema() -> Iterator[Example]:
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
-        movement, reductions, scatters, large_scatters, gathered_rows, convolutions, images, narrow_single_lanes,
-        rows_of_padding, reversed_halves, rows_found_by_reductions, padded_columns_without_vectors,
-        rows_read_again, places_of_extrema, attention,
+        movement, reductions, scatters, large_scatters, gathered_rows, convolutions, images, last_blocks_of_images,
+        narrow_single_lanes, rows_of_padding, reversed_halves, rows_found_by_reductions,
+        padded_columns_without_vectors, rows_read_again, places_of_extrema, attention,
     )
 }  # fmt: skip
 

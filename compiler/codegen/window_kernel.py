@@ -154,11 +154,11 @@ def _starts(image: Image, blocks: WindowPlan) -> list[tuple[Index, int]]:
 def _axes(
     builder: ir.IRBuilder, image: Image, box: Sequence[int], starts: Sequence[ir.Value], strides: Sequence[int]
 ) -> list[Axis]:
-    """The box as axes to write along; what of it would lie behind the image is not there."""
-    axes = []
-    for variable, extent, start, stride in zip(image.axes, box, starts, strides, strict=True):
-        count = constant(I64, extent)
-        if extent < variable.extent:
-            count = smaller(builder, builder.sub(constant(I64, variable.extent), start), extent)
-        axes.append(Axis(variable, start, count, stride))
-    return axes
+    """The box as axes to write along; what of it would lie behind the image is not there.
+
+    A box may be as long as the image and yet begin inside it: that of a last block, which is shorter than the others.
+    """
+    return [
+        Axis(variable, start, smaller(builder, builder.sub(constant(I64, variable.extent), start), extent), stride)
+        for variable, extent, start, stride in zip(image.axes, box, starts, strides, strict=True)
+    ]

@@ -4,11 +4,12 @@ A mask that compares two indices (`column <= row`, or a window) may decide, thro
 counts for nothing: every reduction over it takes in its neutral element there, and every sum adds zero. Whether that is
 so is found by evaluating the graph under the assumption that the comparison is false, as far as constants carry. One
 step is not arithmetic on constants: exp(x - max(x)) is zero where x is a constant near the lowest number of its type,
-if each row has a place where the mask holds.
+if each row has a place where the mask holds and what is there is above that constant. Products of data are, scaled or
+shifted by constants; numbers that were masked before, or that have data added to them which may be a mask, need not be.
 
 Two things differ from evaluating the whole graph, and only where numbers overflow. What a mask hides is not computed,
-so an infinity or NaN there does no harm, where 0 * infinity would be NaN. And a row whose visible numbers are all lower
-than the constant itself does not go on to weigh what it cannot see.
+so an infinity or NaN there does no harm, where 0 * infinity would be NaN. And a row whose products are all lower than
+the constant itself does not go on to weigh what it cannot see.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from .loop_ir import Apply, Condition, IndexValue, Value
 
 # A constant this near to the lowest number of its type is one that masks.
 MASKING_SHARE = 0.25
+
+# What takes ordinary numbers to ordinary numbers.
+_ORDINARY = (ops.reshape, ops.permute, ops.broadcast, ops.cast, ops.add, ops.sub, ops.mul, ops.neg, ops.tanh)
 
 Expansions = Mapping[Node, Sequence[tuple[Indices, Value]]]
 
@@ -134,7 +138,7 @@ class _Dead:
         masked = _uncast(masked)
         if masked.op is not ops.where or _unmoved(masked.inputs[0]) is not self.mask:
             return False
-        return self._every_row_sees(maximum)
+        return _is_ordinary(masked.inputs[1]) and self._every_row_sees(maximum)
 
     def _every_row_sees(self, maximum: Node) -> bool:
         """Whether for each place of a row maximum there is one along what it reduces where the condition holds."""
@@ -148,7 +152,6 @@ class _Dead:
                 return False
         return maximum in self.expansions
 
-
     def _meets(self, own: Variable, other: Variable) -> bool:
         """Whether the condition, which only bounds its index from below, can hold at each place of one axis."""
         highest = np.full(own.extent, np.iinfo(np.int64).min)
@@ -159,6 +162,30 @@ class _Dead:
 
             highest = np.maximum(highest, indexing.evaluate(self.condition.index, number))
         return bool(np.all(highest >= self.condition.low))
+
+
+def _is_ordinary(node: Node) -> bool:
+    """Whether a number is computed from products and constants by steps that keep clear of masking constants."""
+    stack, seen = [node], set[Node]()
+    while stack:
+        node = stack.pop()
+        if node in seen or node.op in (ops.dot_general, ops.iota):
+            continue
+        seen.add(node)
+        if node.op is ops.constant:
+            if node.dtype.kind == "bool" or not np.isfinite(float(node.attributes["value"])) or _masks(
+                node.attributes["value"], node
+            ):
+                return False
+        elif node.op is ops.div:
+            if node.inputs[1].op is not ops.constant or not node.inputs[1].attributes["value"]:
+                return False
+            stack.append(node.inputs[0])
+        elif node.op in _ORDINARY:
+            stack.extend(node.inputs)
+        else:
+            return False
+    return True
 
 
 def _masks(value: Any, node: Node) -> bool:

@@ -115,6 +115,44 @@ def test_nothing_is_skipped_where_a_row_may_see_nothing_or_the_mask_is_a_mild_nu
         assert len(kernel.live) == skipped
 
 
+def test_masks_one_after_the_other_weigh_what_the_first_one_hid():
+    """Queries whose visible keys are all padding see the constant itself, which is no less than what is hidden."""
+    q, k, v = arrays(*[(2, 4, 128, 16)] * 3)
+    seen = np.arange(128) >= 3
+    lowest = float(np.finfo(np.float32).min) / 2
+
+    def attend(q, k, v):
+        scores = q @ nx.swapaxes(k, -1, -2)
+        scores = nx.where(nx.asarray(seen), scores, nx.full_like(scores, lowest))
+        past = nx.arange(128)[None, :] <= nx.arange(128)[:, None]
+        return nx.softmax(nx.where(past, scores, nx.full_like(scores, lowest)), axis=-1) @ v
+
+    graph = trace(attend, q, k, v)
+    assert not any(kernel.live for kernel in chains_of(graph.compilation))
+    y = attend(*map(nx.asarray, (q, k, v))).numpy()
+    # The first query sees padding alone: all keys weigh the same.
+    np.testing.assert_allclose(y[:, :, 0], v.mean(axis=2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min)])
+def test_a_float_mask_with_a_causal_one_gives_every_row_what_it_gives_alone(low):
+    """Queries that see no key give 0, wherever they lie in a block of rows, and so do their gradients."""
+    q, k, v = arrays(*[(1, 2, 192, 16)] * 3)
+    mask = np.zeros((1, 1, 1, 192), np.float32)
+    mask[..., :100] = low
+
+    def attend(q, k, v):
+        return fn.dot_product_attention(q, k, v, mask=nx.asarray(mask), is_causal=True)
+
+    y = attend(*map(nx.asarray, (q, k, v))).numpy()
+    _, gradient = value_and_grad(lambda q: nx.sum(attend(q, nx.asarray(k), nx.asarray(v))))(nx.asarray(q))
+    assert np.isfinite(y).all() and np.isfinite(gradient.numpy()).all()
+    right = reference(q[:, :, 100:], k[:, :, 100:], v[:, :, 100:], np.tri(92, dtype=bool))
+    np.testing.assert_allclose(y[:, :, 100:], right, rtol=1e-4, atol=1e-5)
+    if low == -np.inf:
+        assert not y[:, :, :100].any()
+
+
 def test_hidden_keys_cannot_do_harm_even_if_they_are_not_numbers():
     q, k, v = arrays(*[(1, 2, 200, 16)] * 3)
     spoilt = [a.copy() for a in (k, v)]

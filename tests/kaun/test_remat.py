@@ -172,8 +172,16 @@ def test_a_trainer_keeps_to_its_memory_budget() -> None:
 def test_negative_budgets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"kn\.remat: got a budget of -1 bytes"):
         kn.remat(block, budget=-1)
-    with pytest.raises(ValueError, match=r"train\.make: got a memory budget of -1 bytes"):
+    with pytest.raises(ValueError, match=r"train\.make: got a budget of -1 bytes"):
         kn.train.make(model=kn.layer.relu(), optimizer=kn.optim.sgd(lr=0.1), memory_budget=-1)
+
+
+@pytest.mark.parametrize("budget", [1.5, float("nan"), True, "5", []])
+def test_budgets_that_are_no_integers_are_refused(budget: object) -> None:
+    with pytest.raises(TypeError, match=r"kn\.remat: got a budget of type \w+, expected a number of bytes"):
+        kn.remat(block, budget=budget)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"train\.make: got a budget of type"):
+        kn.train.make(model=kn.layer.relu(), optimizer=kn.optim.sgd(lr=0.1), memory_budget=budget)  # type: ignore[arg-type]
 
 
 def test_the_gradient_of_a_table_larger_than_the_budget_is_never_in_memory() -> None:
