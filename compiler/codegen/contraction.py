@@ -26,7 +26,7 @@ from llvmlite import ir
 
 from .contraction_blocking import Blocking, Contraction, Operand, plan
 from .contraction_packing import pack_memory_a, pack_memory_b
-from .control_flow import INDEX, counted_loop, index, offset, smaller
+from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, smaller
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 
@@ -176,11 +176,11 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
     """One chunk: find its block of C, then run it for each of its batch entries."""
     builder, contraction, blocking = template.builder, template.contraction, template.blocking
     m_blocks, n_blocks = -(-contraction.m // blocking.mc), -(-contraction.n // blocking.nc)
-    outer, m_block = _divide(builder, chunk, m_blocks)
-    batch_block, n_block = _divide(builder, outer, n_blocks)
-    m_start, m_count = _block_range(builder, m_block, blocking.mc, contraction.m)
-    n_start, n_count = _block_range(builder, n_block, blocking.nc, contraction.n)
-    batch_start, batch_count = _block_range(builder, batch_block, blocking.batches, contraction.batch)
+    outer, m_block = divide(builder, chunk, m_blocks)
+    batch_block, n_block = divide(builder, outer, n_blocks)
+    m_start, m_count = block_range(builder, m_block, blocking.mc, contraction.m)
+    n_start, n_count = block_range(builder, n_block, blocking.nc, contraction.n)
+    batch_start, batch_count = block_range(builder, batch_block, blocking.batches, contraction.batch)
     fresh = note_packed_b(builder, template.scratch, outer) if blocking.keep_b else None
     if blocking.batches == 1:
         _emit_block(template, batch_start, (m_start, m_count), (n_start, n_count), fresh)
@@ -209,23 +209,6 @@ def _bytes(contraction: Contraction) -> int:
     return element_bits(contraction.element) // 8
 
 
-def _divide(builder: ir.IRBuilder, value: ir.Value, divisor: int) -> tuple[ir.Value, ir.Value]:
-    """Quotient and remainder of a non-negative index by a constant."""
-    if divisor == 1:
-        return value, index(0)
-    return builder.udiv(value, index(divisor)), builder.urem(value, index(divisor))
-
-
-def _block_range(builder: ir.IRBuilder, block: ir.Value, size: int, total: int) -> tuple[ir.Value, ir.Value]:
-    """(start, count) of a block; the count is a constant where all blocks have the same."""
-    if size >= total:
-        return index(0), index(total)
-    start = builder.mul(block, index(size), flags=("nsw",))
-    if total % size == 0:
-        return start, index(size)
-    return start, smaller(builder, builder.sub(index(total), start), size)
-
-
 def _emit_block(
     template: _Template,
     batch: ir.Value,
@@ -239,7 +222,7 @@ def _emit_block(
     if template.k_blocks > 1:
         _clear_tiles(template, -(-blocking.mc // blocking.mr) * blocking.mr * padded_n)
     with counted_loop(builder, 0, template.k_blocks, name="k.block") as k_block:
-        k_start, k_count = _block_range(builder, k_block, blocking.kc, contraction.k)
+        k_start, k_count = block_range(builder, k_block, blocking.kc, contraction.k)
         b_panels = template.b_panels
         if not blocking.direct_b and contraction.k:
             if blocking.keep_b:

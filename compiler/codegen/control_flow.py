@@ -56,3 +56,20 @@ def offset(
     if constant:
         total = index(constant) if total is None else builder.add(total, index(constant), flags=("nsw",))
     return pointer if total is None else builder.gep(pointer, [total], inbounds=True, source_etype=element)
+
+
+def divide(builder: ir.IRBuilder, value: ir.Value, divisor: int) -> tuple[ir.Value, ir.Value]:
+    """Quotient and remainder of a non-negative index by a constant."""
+    if divisor == 1:
+        return value, index(0)
+    return builder.udiv(value, index(divisor)), builder.urem(value, index(divisor))
+
+
+def block_range(builder: ir.IRBuilder, block: ir.Value, size: int, total: int) -> tuple[ir.Value, ir.Value]:
+    """(start, count) of a block; the count is a constant where all blocks have the same."""
+    if size >= total:
+        return index(0), index(total)
+    start = builder.mul(block, index(size), flags=("nsw",))
+    if total % size == 0:
+        return start, index(size)
+    return start, smaller(builder, builder.sub(index(total), start), size)

@@ -7,12 +7,12 @@ scratch memory of the thread, one row of it, and read back from the nearest cach
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from ..ir import dtypes
-from ..schedule.collapse import pass_roots
+from ..schedule.collapse import all_values, pass_roots
 from ..schedule.index import Variable
 from ..schedule.loop_ir import Apply, Pass, Value
 
@@ -71,7 +71,7 @@ def row_values(passes: Sequence[Pass], copies: int, padding: int, capacity: int)
         return True
 
     for number, each in enumerate(passes):
-        values = _values_until(pass_roots(each), partial(keep, loops=each.variables))
+        values = all_values(pass_roots(each), partial(keep, loops=each.variables))
         result.computed.append(values)
         for value in values:
             origins.setdefault((value, each.variables), number)
@@ -81,23 +81,6 @@ def row_values(passes: Sequence[Pass], copies: int, padding: int, capacity: int)
 def _worth_keeping(value: Value, loops: tuple[Variable, ...], kept: set[Value]) -> bool:
     if not set(loops) <= value.variables or value.dtype is dtypes.bool_:
         return False
-    inside = [v for v in _values_until([value], kept.__contains__) if v.variables & set(loops)]
+    inside = [v for v in all_values([value], kept.__contains__) if v.variables & set(loops)]
     cost = sum(FUNCTION / SIMPLE if isinstance(v, Apply) and v.name in FUNCTIONS else 1 for v in inside)
     return cost >= _WORTH_KEEPING
-
-
-def _values_until(roots: Sequence[Value], stop: Callable[[Value], bool]) -> list[Value]:
-    """Every value the roots are computed from, operands first, without what lies behind a value that stops."""
-    order: list[Value] = []
-    seen: set[Value] = set()
-    stack = [(root, False) for root in roots]
-    while stack:
-        value, expanded = stack.pop()
-        if expanded:
-            order.append(value)
-        elif value not in seen:
-            seen.add(value)
-            stack.append((value, True))
-            if not stop(value):
-                stack.extend((operand, False) for operand in value.operands)
-    return order

@@ -27,7 +27,7 @@ from llvmlite import ir
 from .contraction import Memory, Packed, note_packed_b
 from .contraction_blocking import Contraction, Operand
 from .contraction_packing import pack_memory_b, transpose_square
-from .control_flow import counted_loop, index, offset, smaller
+from .control_flow import block_range, counted_loop, divide, index, offset, smaller
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 from .window_blocking import WindowContraction, WindowPlan
@@ -157,16 +157,16 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
     builder, contraction, blocking = template.builder, template.contraction, template.plan.blocking
     m_blocks, n_blocks = -(-contraction.m // blocking.mc), -(-contraction.n // blocking.nc)
     k_blocks = -(-contraction.k // blocking.kc)
-    outer, m_block = _divide(builder, chunk, m_blocks)
-    batch, n_block = _divide(builder, outer, n_blocks)
-    m_range = _block_range(builder, m_block, blocking.mc, contraction.m)
-    n_range = _block_range(builder, n_block, blocking.nc, contraction.n)
+    outer, m_block = divide(builder, chunk, m_blocks)
+    batch, n_block = divide(builder, outer, n_blocks)
+    m_range = block_range(builder, m_block, blocking.mc, contraction.m)
+    n_range = block_range(builder, n_block, blocking.nc, contraction.n)
     fresh = note_packed_b(builder, template.scratch, outer) if blocking.keep_b else None
     padded_n = -(-blocking.nc // blocking.nr) * blocking.nr
     if k_blocks > 1:
         _clear_tiles(template, blocking.mc * template.plan.tile_rows)
     with counted_loop(builder, 0, k_blocks, name="k.block") as k_block:
-        k_range = _block_range(builder, k_block, blocking.kc, contraction.k)
+        k_range = block_range(builder, k_block, blocking.kc, contraction.k)
         b_panels = template.at(blocking.b_offset)
         if fresh is not None:
             b_panels = offset(builder, b_panels, template.scalar, (k_range[0], padded_n))
@@ -180,23 +180,6 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
         _finish_along_rows(template, batch, m_range, n_range)
     else:
         _finish_along_columns(template, batch, m_range, n_range)
-
-
-def _divide(builder: ir.IRBuilder, value: ir.Value, divisor: int) -> tuple[ir.Value, ir.Value]:
-    """Quotient and remainder of a non-negative index by a constant."""
-    if divisor == 1:
-        return value, index(0)
-    return builder.udiv(value, index(divisor)), builder.urem(value, index(divisor))
-
-
-def _block_range(builder: ir.IRBuilder, block: ir.Value, size: int, total: int) -> tuple[ir.Value, ir.Value]:
-    """(start, count) of a block; the count is a constant where all blocks have the same."""
-    if size >= total:
-        return index(0), index(total)
-    start = builder.mul(block, index(size), flags=("nsw",))
-    if total % size == 0:
-        return start, index(size)
-    return start, smaller(builder, builder.sub(index(total), start), size)
 
 
 def _clear_tiles(template: _Template, count: int) -> None:

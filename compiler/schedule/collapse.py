@@ -5,15 +5,15 @@ Loops over (64, 128) that read and write contiguous arrays become one loop over 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from . import index as indexing
 from .index import FromData, Index, Variable
 from .loop_ir import ChainKernel, Kernel, LoopKernel, Pass, Substitution, Value
 
 
-def all_values(roots: Iterable[Value]) -> list[Value]:
-    """Every value the roots are computed from, operands first."""
+def all_values(roots: Iterable[Value], stop: Callable[[Value], bool] = lambda value: False) -> list[Value]:
+    """Every value the roots are computed from, operands first, without what lies behind a value that stops."""
     order: list[Value] = []
     seen: set[Value] = set()
     stack: list[tuple[Value, bool]] = [(root, False) for root in roots]
@@ -24,7 +24,8 @@ def all_values(roots: Iterable[Value]) -> list[Value]:
         elif value not in seen:
             seen.add(value)
             stack.append((value, True))
-            stack.extend((operand, False) for operand in value.operands)
+            if not stop(value):
+                stack.extend((operand, False) for operand in value.operands)
     return order
 
 
