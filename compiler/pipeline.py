@@ -147,7 +147,7 @@ class Compilation:
             results=tuple(places[n] for n in graph.outputs),
             bundles=bundles,
             kernels=tuple(modules),
-            emit_entry=lambda program, name: emit_entry(program, name, self.target),
+            emit_entry=lambda program, name, symbols: emit_entry(program, name, self.target, symbols),
             arena_bytes=arena_bytes,
             scratch_bytes=max((how.scratch_bytes for how in self.launches), default=0),
         )

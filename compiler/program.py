@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from .ir.dtypes import DType
 from .ir.graph import Shape
@@ -65,12 +66,16 @@ class Module:
     emit: Callable[[str], str]
 
 
+# (program, name, symbols of its kernels or None) to the LLVM IR of its entry.
+EntryEmitter: TypeAlias = "Callable[[Program, str, Sequence[str] | None], str]"
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """Everything needed to run a graph.
 
     `bundles` in order: the entry launches each once and waits for it. `kernels` is the table that calls index,
-    structurally equal kernels once. `entry`, whose LLVM IR `emit_entry(program, name)` writes, defines
+    structurally equal kernels once. `entry`, whose LLVM IR `emit_entry(program, name, None)` writes, defines
     `void name(ptr arguments, ptr kernels, ptr pool, ptr workspace)`, where `arguments` points to the addresses of the
     inputs and then of the outputs that `results` lists as computed, and `workspace` to `arena_bytes` bytes followed by
     `scratch_bytes` for each thread, all aligned to 64 bytes.
@@ -86,7 +91,7 @@ class Program:
     results: tuple[Place, ...]
     bundles: tuple[Bundle, ...]
     kernels: tuple[Module, ...]
-    emit_entry: Callable[[Program, str], str]
+    emit_entry: EntryEmitter
     arena_bytes: int
     scratch_bytes: int
     aliases: tuple[tuple[int, int], ...] = ()
@@ -99,7 +104,11 @@ class Program:
     @cached_property
     def entry(self) -> Module:
         """The function that runs the program."""
-        return Module(self._entry_text(), lambda name: self.emit_entry(self, name))
+        return Module(self._entry_text(), lambda name: self.emit_entry(self, name, None))
+
+    def linked_entry(self, name: str, symbols: Sequence[str]) -> str:
+        """LLVM IR of an entry that calls the kernels by symbol: `void name(arguments, pool or null, workspace)`."""
+        return self.emit_entry(self, name, symbols)
 
     def _entry_text(self) -> str:
         """Text that is equal for programs with equal entry functions."""

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from .ir import dtypes
-from .program import Array, Bundle, Call, Chain, Module, Place, Program
+from .program import Array, Bundle, Call, Chain, EntryEmitter, Module, Place, Program
 
 _ARRAY = re.compile(r"(\w+)\[([\d, ]*)\]")
 _PLACE = re.compile(r"(input|output|arena) (\d+)")
@@ -72,9 +72,7 @@ def _format_call(call: Call) -> str:
     return f"kernel {call.kernel} in {call.chunks} ({_format_places(call.places)})"
 
 
-def parse_program(
-    text: str, emit_kernel: Callable[[str, str], str], emit_entry: Callable[[Program, str], str]
-) -> Program:
+def parse_program(text: str, emit_kernel: Callable[[str, str], str], emit_entry: EntryEmitter) -> Program:
     """The program that `print_program` printed: printing it again gives `text`.
 
     `emit_kernel(text, name)` writes LLVM IR for a kernel's text, and `emit_entry` that of the entry function; neither

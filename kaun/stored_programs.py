@@ -7,6 +7,8 @@ The checksum of the cache finds damage; the folder is trusted as the machine cod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node
 from kaun.compiler.program import Array, Program
@@ -24,10 +26,10 @@ def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Prog
 
         return kernels.emit_kernel(parse_kernel(kernel), name, vectors)
 
-    def emit_entry(program: Program, name: str) -> str:
+    def emit_entry(program: Program, name: str, symbols: Sequence[str] | None) -> str:
         from kaun.compiler.codegen import entry
 
-        return entry.emit_entry(program, name, vectors)
+        return entry.emit_entry(program, name, vectors, symbols)
 
     content = default_cache().lookup(_key(text, target))
     if content is None:

@@ -7,15 +7,16 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-from kaun.runtime.target import Target
+from kaun.runtime.target import Target, usable_cores
 from llvmlite.binding import ffi
 
-__all__ = ["assembly", "compile_module", "load", "optimised", "version"]
+__all__ = ["assembly", "compile_module", "link", "load", "optimised", "version"]
 
 
 def version() -> str:
@@ -48,6 +49,56 @@ def assembly(llvm_ir_text: str, target: Target, level: int = 2) -> str:
     """The module as the target's assembly text, to read. Same errors as `compile_module`."""
     machine, module = _optimise(llvm_ir_text, target, level, "engine.assembly")
     return str(machine.emit_assembly(module))
+
+
+def link(modules: Iterable[tuple[str, int]], target: Target, exported: Collection[str]) -> bytes:
+    """One relocatable object of several modules.
+
+    modules: (LLVM IR, level) of each. It is optimised by itself, so that code is the code `compile_module` makes of
+        it; modules refer to one another by symbol.
+    exported: the names that other objects may see, each defined by a module. The rest becomes internal, and what
+        nothing exported leads to is left out.
+
+    Raises ValueError for text that is not valid LLVM IR, for two definitions of one name, and for an exported name
+    that is not defined.
+    """
+
+    def prepare(text: str, level: int) -> bytes:
+        with _optimise(text, target, level, "engine.link")[1] as module:
+            return bytes(module.as_bitcode())
+
+    machine = _machine(target, 2)
+    header = f'target datalayout = "{machine.target_data}"\ntarget triple = "{target.triple}"\n'
+    with ThreadPoolExecutor(usable_cores(), "kaun-link") as workers:
+        # In contexts of their own, which LLVM's threads must not share.
+        parts = [workers.submit(prepare, *module) for module in modules]
+        # Closed here, module before context: garbage collection after an error would take them in any order.
+        with llvm.create_context() as context, llvm.parse_assembly(header, context) as whole:
+            for part in parts:
+                bitcode = part.result()
+                try:
+                    whole.link_in(llvm.parse_bitcode(bitcode, context))
+                except RuntimeError as error:
+                    raise ValueError(f"engine.link: got modules that do not fit together: {error}") from error
+            _internalise(whole, exported)
+            passes = llvm.create_new_module_pass_manager()
+            passes.add_global_dead_code_eliminate_pass()
+            passes.run(whole, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+            return _emit(machine, whole)
+
+
+def _internalise(module: Any, exported: Collection[str]) -> None:
+    """Let other objects see the exported definitions and no others."""
+    missing = set(exported)
+    for value in (*module.functions, *module.global_variables):
+        if value.is_declaration:
+            continue
+        if value.name in missing:
+            missing.remove(value.name)
+        elif value.linkage is llvm.Linkage.external:
+            value.linkage = llvm.Linkage.internal
+    if missing:
+        raise ValueError(f"engine.link: got modules that do not define {', '.join(sorted(missing))}")
 
 
 def load(object_bytes: bytes, names: Iterable[str]) -> dict[str, int]:
@@ -143,10 +194,13 @@ def _optimise(text: str, target: Target, level: int, caller: str) -> tuple[Any, 
     machine = _machine(target, level)
     # On the first line, so that LLVM's line numbers in errors stay those of the text.
     header = f'target datalayout = "{machine.target_data}" target triple = "{target.triple}" '
+    module = None
     try:
         module = llvm.parse_assembly(header + _TARGET_LINE.sub("", text), llvm.create_context())
         module.verify()
     except RuntimeError as error:
+        if module is not None:
+            module.close()  # before its context, whatever becomes of this frame, which the error holds
         raise ValueError(f"{caller}: expected valid LLVM IR, got text that LLVM rejects: {error}") from error
     tuning = llvm.create_pipeline_tuning_options(speed_level=level)
     tuning.loop_vectorization = False

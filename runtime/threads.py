@@ -48,7 +48,7 @@ from collections.abc import Callable, Iterator
 from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.target import Target, host, usable_cores
 
-__all__ = ["Pool", "num_threads", "pool", "pool_module", "set_num_threads"]
+__all__ = ["Pool", "num_threads", "pool", "pool_bytes", "pool_module", "set_num_threads"]
 
 # Long enough to bridge the serial kernels between two parallel ones, short enough not to be seen in `top`.
 SPIN_SECONDS = 50e-6
@@ -65,6 +65,9 @@ MOST_THREADS = 1024
 
 # Claims per thread: enough to even out threads of different speed, few enough that claiming costs nothing.
 CLAIMS_PER_THREAD = 8
+
+# Where the handles of the workers begin, an address each.
+HANDLES = 1152
 
 OPEN, WAITING, SHUTDOWN, ACTIVE_MASK = 1 << 16, 1 << 17, 1 << 18, (1 << 16) - 1
 
@@ -228,10 +231,21 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def pool_bytes(threads: int) -> int:
+    """The size of a pool's memory."""
+    return HANDLES + 8 * threads
+
+
 def pool_module(architecture: str) -> str:
-    """The pool as LLVM IR text; the top of this file explains it."""
+    """The pool as LLVM IR text; the top of this file explains it.
+
+    Who brings memory of `pool_bytes` for it, zeroed and aligned to 64 bytes, calls
+
+        i64 kaun_pool_start(ptr pool, i64 threads, i64 spins, i64 yields)    how many threads it has then
+        void kaun_pool_stop(ptr pool)                                        nobody may be inside a loop
+    """
     declare_pause, pause = _PAUSE.get(architecture, ("", ""))
-    module = "\n".join((_DECLARATIONS, declare_pause, _RUN, _RUN_CHUNKS, _PARALLEL_FOR, _WORKER, _CREATE, _DESTROY))
+    module = "\n".join((_DECLARATIONS, declare_pause, _RUN, _RUN_CHUNKS, _PARALLEL_FOR, _WORKER, _START, _CREATE))
     constants = {
         "$OPEN": OPEN,
         "$CLOSED_MASK": ~OPEN,
@@ -574,37 +588,21 @@ tell:
 }
 """
 
-_CREATE = """
-define internal ptr @create(i64 %threads, i64 %spins, i64 %yields) nounwind {
+_START = """
+; Make a pool in zeroed memory and start its workers: how many threads it then has, the caller included.
+define i64 @kaun_pool_start(ptr %pool, i64 %threads, i64 %spins, i64 %yields) nounwind {
 entry:
   %attributes = alloca %line, align 16
-  %handles.size = mul i64 %threads, 8
-  %fixed = ptrtoint ptr getelementptr (%pool, ptr null, i64 1) to i64
-  %size = add i64 %fixed, %handles.size
-  %padded = add i64 %size, 128
-  %memory = call ptr @malloc(i64 %padded)
-  %failed = icmp eq ptr %memory, null
-  br i1 %failed, label %refuse, label %prepare
-refuse:
-  ret ptr null
-prepare:
-  %integer = ptrtoint ptr %memory to i64
-  %beyond = add i64 %integer, 127
-  %aligned = and i64 %beyond, -128
-  %pool = inttoptr i64 %aligned to ptr
-  call void @llvm.memset.p0.i64(ptr align 128 %pool, i8 0, i64 %size, i1 false)
   %threads.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 1
   %spin.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 2
-  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 4
+  %yield.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 3
   %number.p = getelementptr %pool, ptr %pool, i64 0, i32 5, i32 1
   %mutex = getelementptr %pool, ptr %pool, i64 0, i32 6
   %work = getelementptr %pool, ptr %pool, i64 0, i32 7
   %left = getelementptr %pool, ptr %pool, i64 0, i32 8
   store ptr @kaun_parallel_for, ptr %pool, align 8
   store i64 %spins, ptr %spin.p, align 8
-  %yield.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 3
   store i64 %yields, ptr %yield.p, align 8
-  store ptr %memory, ptr %memory.p, align 8
   store i64 1, ptr %number.p, align 8
   %r0 = call i32 @pthread_mutex_init(ptr %mutex, ptr null)
   %r1 = call i32 @pthread_cond_init(ptr %work, ptr null)
@@ -613,7 +611,7 @@ prepare:
   %r4 = call i32 @pthread_attr_setstacksize(ptr %attributes, i64 $STACK)
   br label %more
 more:
-  %index = phi i64 [ 1, %prepare ], [ %index.next, %started ]
+  %index = phi i64 [ 1, %entry ], [ %index.next, %started ]
   %missing = icmp slt i64 %index, %threads
   br i1 %missing, label %start, label %done
 start:
@@ -628,16 +626,13 @@ done:
   ; Fewer workers than asked for are still a pool.
   store i64 %index, ptr %threads.p, align 8
   %r5 = call i32 @pthread_attr_destroy(ptr %attributes)
-  ret ptr %pool
+  ret i64 %index
 }
-declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-"""
 
-_DESTROY = """
-define internal void @destroy(ptr %pool) nounwind {
+; End the workers. Nobody may be inside a loop.
+define void @kaun_pool_stop(ptr %pool) nounwind {
 entry:
   %threads.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 1
-  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 4
   %state.p = getelementptr %pool, ptr %pool, i64 0, i32 2
   %mutex = getelementptr %pool, ptr %pool, i64 0, i32 6
   %work = getelementptr %pool, ptr %pool, i64 0, i32 7
@@ -662,8 +657,40 @@ done:
   %r4 = call i32 @pthread_mutex_destroy(ptr %mutex)
   %r5 = call i32 @pthread_cond_destroy(ptr %work)
   %r6 = call i32 @pthread_cond_destroy(ptr %left)
+  ret void
+}
+"""
+
+_CREATE = """
+define internal ptr @create(i64 %threads, i64 %spins, i64 %yields) nounwind {
+entry:
+  %handles.size = mul i64 %threads, 8
+  %fixed = ptrtoint ptr getelementptr (%pool, ptr null, i64 1) to i64
+  %size = add i64 %fixed, %handles.size
+  %padded = add i64 %size, 128
+  %memory = call ptr @malloc(i64 %padded)
+  %failed = icmp eq ptr %memory, null
+  br i1 %failed, label %refuse, label %prepare
+refuse:
+  ret ptr null
+prepare:
+  %integer = ptrtoint ptr %memory to i64
+  %beyond = add i64 %integer, 127
+  %aligned = and i64 %beyond, -128
+  %pool = inttoptr i64 %aligned to ptr
+  call void @llvm.memset.p0.i64(ptr align 128 %pool, i8 0, i64 %size, i1 false)
+  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 4
+  store ptr %memory, ptr %memory.p, align 8
+  %started = call i64 @kaun_pool_start(ptr %pool, i64 %threads, i64 %spins, i64 %yields)
+  ret ptr %pool
+}
+
+define internal void @destroy(ptr %pool) nounwind {
+  call void @kaun_pool_stop(ptr %pool)
+  %memory.p = getelementptr %pool, ptr %pool, i64 0, i32 0, i32 4
   %memory = load ptr, ptr %memory.p, align 8
   call void @free(ptr %memory)
   ret void
 }
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 """

@@ -7,12 +7,11 @@ of one chunk directly, one of several through the pool, whose first word is the 
 
     void parallel_for(ptr pool, ptr kernel, ptr buffers, i64 chunks, ptr scratch, i64 scratch_stride)
 
-Several chains are one parallel loop over their pieces. The pool runs `pieces` as its kernel, and the array starts with
-a table that says whose they are:
+Several chains are one parallel loop over their pieces. The pool runs `pieces` as its kernel, on a table of words of 64
+bits, whatever the size of an address, that says whose they are; the array holds the buffers of all calls:
 
     number of calls
     for each call: kernel | its buffers | first piece | number of pieces | number of chunks
-    buffers of the first call | buffers of the second | ...
 
     void pieces(ptr table, i64 begin, i64 end, ptr scratch)
       for each call in the table:
@@ -21,6 +20,11 @@ a table that says whose they are:
 
 Calls of one chain have the same single piece, so that one thread runs them in order. Kernels are reached through a
 table of addresses, so the code holds none and can be cached.
+
+In an object that holds the kernels too, the entry calls them by their symbols, and `pool` may be null: then every loop
+runs on the caller's thread, as a pool does it that has no other.
+
+    void entry(ptr arguments, ptr pool, ptr workspace)
 """
 
 from __future__ import annotations
@@ -50,11 +54,11 @@ look:
   %first.at = add i64 %words, 3
   %pieces.at = add i64 %words, 4
   %chunks.at = add i64 %words, 5
-  %kernel.p = getelementptr ptr, ptr %table, i64 %kernel.at
-  %buffers.p = getelementptr ptr, ptr %table, i64 %buffers.at
-  %first.p = getelementptr ptr, ptr %table, i64 %first.at
-  %pieces.p = getelementptr ptr, ptr %table, i64 %pieces.at
-  %chunks.p = getelementptr ptr, ptr %table, i64 %chunks.at
+  %kernel.p = getelementptr i64, ptr %table, i64 %kernel.at
+  %buffers.p = getelementptr i64, ptr %table, i64 %buffers.at
+  %first.p = getelementptr i64, ptr %table, i64 %first.at
+  %pieces.p = getelementptr i64, ptr %table, i64 %pieces.at
+  %chunks.p = getelementptr i64, ptr %table, i64 %chunks.at
   %kernel = load ptr, ptr %kernel.p
   %buffers = load ptr, ptr %buffers.p
   %first = load i64, ptr %first.p
@@ -85,32 +89,70 @@ done:
 """.replace("$WORDS", str(_WORDS))
 
 
-def emit_entry(program: Program, name: str, target: VectorTarget) -> str:
+# A parallel loop of an entry that may be given no pool. With one thread, the pool does the same.
+_SHARE = """\
+define internal void @share(ptr %pool, ptr %kernel, ptr %buffers, i64 %chunks, ptr %scratch, i64 %stride) {
+entry:
+  %none = icmp eq ptr %pool, null
+  br i1 %none, label %alone, label %together
+together:
+  %parallel_for = load ptr, ptr %pool
+  call void %parallel_for(ptr %pool, ptr %kernel, ptr %buffers, i64 %chunks, ptr %scratch, i64 %stride)
+  ret void
+alone:
+  %own = icmp sge i64 %stride, 8
+  br i1 %own, label %clear, label %run
+clear:
+  store i64 0, ptr %scratch
+  br label %run
+run:
+  call void %kernel(ptr %buffers, i64 0, i64 %chunks, ptr %scratch)
+  ret void
+}
+
+"""
+
+
+def emit_entry(program: Program, name: str, target: VectorTarget, symbols: Sequence[str] | None = None) -> str:
     """LLVM IR text of a module that defines the program's entry function.
+
+    symbols: the names of the program's kernels, for an entry that calls them so, see the top of this file.
 
     Written as text: it is long for a deep network, and nothing but one line after the other.
     """
-    shared = _PIECES if any(len(bundle) > 1 for bundle in program.bundles) else ""
-    body = "\n".join(_Entry(program).lines)
-    header = f'define void @"{name}"(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {{'
-    return with_attributes(f"{shared}{header}\nentry:\n{body}\n  ret void\n}}\n", target)
+    entry = _Entry(program, symbols)
+    parts = [_PIECES] if any(len(bundle) > 1 for bundle in program.bundles) else []
+    if symbols is None:
+        parts.append(f'define void @"{name}"(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {{')
+    else:
+        used = dict.fromkeys(symbols[call.kernel] for call in program.calls)
+        parts += [f'declare void @"{symbol}"(ptr, i64, i64, ptr)\n' for symbol in used]
+        parts += [_SHARE] if entry.shares else []
+        parts.append(f'define void @"{name}"(ptr %arguments, ptr %pool, ptr %workspace) {{')
+    body = "\n".join(entry.lines)
+    return with_attributes(f"{''.join(parts)}\nentry:\n{body}\n  ret void\n}}\n", target)
 
 
 class _Entry:
     """The lines of the entry function's body."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, symbols: Sequence[str] | None):
         self.program = program
+        self.symbols = symbols
         self.lines: list[str] = []
         self.known: set[str] = set()
+        self.shares = False
+        tables = [1 + _WORDS * _count(bundle) for bundle in program.bundles if len(bundle) > 1]
         self.line(f"%scratch = getelementptr i8, ptr %workspace, i64 {program.arena_bytes}")
-        self.line(f"%slots = alloca ptr, i64 {max((_words(bundle) for bundle in program.bundles), default=1)}")
+        self.line(f"%slots = alloca ptr, i64 {max((_slots(bundle) for bundle in program.bundles), default=1)}")
+        if tables:
+            self.line(f"%table = alloca i64, i64 {max(tables)}")
         for bundle in program.bundles:
             if len(bundle) == 1:
                 self.chain(bundle[0].calls)
             else:
                 self.table(bundle)
-                self.share("@pieces", sum(chain.pieces for chain in bundle))
+                self.share("@pieces", "%table", sum(chain.pieces for chain in bundle))
 
     def line(self, text: str) -> None:
         self.lines.append(f"  {text}")
@@ -120,46 +162,52 @@ class _Entry:
         for call in calls:
             self.buffers(0, call)
             if call.chunks > 1:
-                self.share(self.kernel(call), call.chunks)
+                self.share(self.kernel(call), "%slots", call.chunks)
             else:
                 self.line(f"call void {self.kernel(call)}(ptr %slots, i64 0, i64 1, ptr %scratch)")
 
-    def share(self, kernel: str, chunks: int) -> None:
+    def share(self, kernel: str, buffers: str, chunks: int) -> None:
         """Run a kernel on the threads of the pool."""
-        pool = self.load("parallel_for", "%pool", 0)
+        self.shares = True
+        share = "@share" if self.symbols is not None else self.load("parallel_for", "%pool", 0)
         stride = self.program.scratch_bytes
         self.line(
-            f"call void {pool}(ptr %pool, ptr {kernel}, ptr %slots, i64 {chunks}, ptr %scratch, i64 {stride})"
+            f"call void {share}(ptr %pool, ptr {kernel}, ptr {buffers}, i64 {chunks}, ptr %scratch, i64 {stride})"
         )
 
     def table(self, bundle: Bundle) -> None:
         """Write the table of a bundle; see the top of this file."""
         calls = [(chain, call) for chain in bundle for call in chain.calls]
-        self.write(0, "i64", len(calls))
-        first, at, buffers = 0, 1, 1 + _WORDS * len(calls)
+        self.write("i64", len(calls), self.word(0))
+        first, at, buffers = 0, 1, 0
         for chain in bundle:
             for call in chain.calls:
-                self.write(at, "ptr", self.kernel(call))
-                self.write(at + 1, "ptr", self.slot(buffers))
+                self.write("ptr", self.kernel(call), self.word(at))
+                self.write("ptr", self.slot(buffers), self.word(at + 1))
                 for position, number in enumerate((first, chain.pieces, call.chunks), at + 2):
-                    self.write(position, "i64", number)
+                    self.write("i64", number, self.word(position))
                 self.buffers(buffers, call)
                 at, buffers = at + _WORDS, buffers + len(call.places)
             first += chain.pieces
 
     def buffers(self, start: int, call: Call) -> None:
         for position, place in enumerate(call.places, start):
-            self.write(position, "ptr", self.address(place))
+            self.write("ptr", self.address(place), self.slot(position))
 
-    def write(self, position: int, kind: str, value: object) -> None:
-        self.line(f"store {kind} {value}, ptr {self.slot(position)}")
+    def write(self, kind: str, value: object, where: str) -> None:
+        self.line(f"store {kind} {value}, ptr {where}")
 
     # Values that are made once, where they are first needed.
 
     def slot(self, position: int) -> str:
         return self.once(f"slot{position}", f"getelementptr ptr, ptr %slots, i64 {position}")
 
+    def word(self, position: int) -> str:
+        return self.once(f"word{position}", f"getelementptr i64, ptr %table, i64 {position}")
+
     def kernel(self, call: Call) -> str:
+        if self.symbols is not None:
+            return f'@"{self.symbols[call.kernel]}"'
         return self.load(f"kernel{call.kernel}", "%kernels", call.kernel)
 
     def address(self, place: Place) -> str:
@@ -180,9 +228,11 @@ class _Entry:
         return f"%{name}"
 
 
-def _words(bundle: Bundle) -> int:
-    """How many words on the stack the launch of a bundle needs."""
-    calls = [call for chain in bundle for call in chain.calls]
-    if len(bundle) == 1:
-        return max(1, *(len(call.places) for call in calls))
-    return 1 + sum(_WORDS + len(call.places) for call in calls)
+def _count(bundle: Bundle) -> int:
+    return sum(len(chain.calls) for chain in bundle)
+
+
+def _slots(bundle: Bundle) -> int:
+    """How many addresses of buffers the launch of a bundle has on the stack at a time."""
+    counts = [len(call.places) for chain in bundle for call in chain.calls]
+    return max(1, sum(counts) if len(bundle) > 1 else max(counts))

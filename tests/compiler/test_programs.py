@@ -26,7 +26,7 @@ def parsed(text):
     return parse_program(
         text,
         lambda kernel, name: emit_kernel(parse_kernel(kernel), name, TARGET),
-        lambda program, name: emit_entry(program, name, TARGET),
+        lambda program, name, symbols: emit_entry(program, name, TARGET, symbols),
     )
 
 
