@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import re
@@ -16,7 +17,7 @@ import llvmlite.binding as llvm
 from kaun.runtime.target import Target, usable_cores
 from llvmlite.binding import ffi
 
-__all__ = ["assembly", "compile_module", "link", "load", "optimised", "version"]
+__all__ = ["assembly", "compile_module", "initialise_all", "link", "load", "optimised", "version"]
 
 
 def version() -> str:
@@ -31,7 +32,8 @@ def compile_module(llvm_ir_text: str, target: Target, level: int = 2) -> bytes:
     level: 0 (fast compile) to 3; 1 and 2 run a few passes that clean up, 3 LLVM's standard pipeline without its
         vectorisers, since the compiler emits vectors itself. Code generation follows the level too.
 
-    The code is position independent (small code model), so the bytes may be stored and loaded anywhere.
+    The code is position independent (small code model), so the bytes may be stored and loaded anywhere; for targets
+    without an operating system it is left to a linker to give it its place.
     Safe to call from several threads; the work runs without the interpreter lock and truly in parallel.
 
     Raises ValueError when the text is not valid LLVM IR or `level` is out of range.
@@ -134,7 +136,15 @@ def _initialise() -> None:
     llvm.initialize_native_asmparser()  # without it, inline assembly ends the process
 
 
+@functools.cache
+def initialise_all() -> None:
+    """Make LLVM ready for all processors it knows, not just the one it runs on."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+
 _initialise()
+_HOST_ARCHITECTURE = Target.of(llvm.get_process_triple()).architecture
 _TARGET_LINE = re.compile(r"^target (datalayout|triple) = .*$", re.MULTILINE)
 _per_thread = threading.local()
 _linker_lock = threading.Lock()
@@ -181,8 +191,14 @@ def _machine(target: Target, level: int) -> Any:
     cache: dict[tuple[str, int], Any] = _per_thread.__dict__.setdefault("machines", {})
     key = (target.key, level)
     if key not in cache:
+        if target.architecture != _HOST_ARCHITECTURE:
+            initialise_all()
         cache[key] = llvm.Target.from_triple(target.triple).create_target_machine(
-            cpu=target.cpu, features=target.features, opt=level, reloc="pic", codemodel="small"
+            cpu=target.cpu,
+            features=target.features,
+            opt=level,
+            reloc=target.relocation,
+            codemodel=target.code_model,
         )
     return cache[key]
 

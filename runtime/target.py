@@ -8,10 +8,11 @@ import functools
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["Target", "function_attributes", "host", "usable_cores", "with_vector_bits"]
+__all__ = ["Target", "function_attributes", "host", "named", "usable_cores", "with_vector_bits"]
 
 KIB = 1024
 
@@ -57,11 +58,47 @@ class Target:
     l3_bytes: int
     cores: int = 0
 
+    @staticmethod
+    def of(triple: str, cpu: str = "", features: str = "") -> Target:
+        """A processor of which only the names are known: scalar code, the smallest caches that are usual."""
+        return Target(triple, cpu, features, 32, 16, False, False, *FALLBACK_CACHES)
+
     @property
     def architecture(self) -> str:
-        """`x86_64` or `aarch64`: the first part of the triple, spelled one way on every system."""
+        """`x86_64`, `aarch64`, `riscv64`, `arm`, `wasm32`: the first part of the triple, spelled one way for all."""
         first = self.triple.split("-", 1)[0]
-        return "aarch64" if first.startswith(("aarch64", "arm64")) else first
+        if first == "amd64":
+            return "x86_64"
+        if first.startswith(("aarch64", "arm64")):
+            return "aarch64"
+        return "arm" if first.startswith(("arm", "thumb")) else first
+
+    @property
+    def system(self) -> str:
+        """`linux`, `macos` or `none`: what the code can ask for more than memory."""
+        if "linux" in self.triple:
+            return "linux"
+        return "macos" if re.search("-(darwin|macos)", self.triple) else "none"
+
+    @property
+    def pointer_bits(self) -> int:
+        """Width of an address."""
+        return 64 if self.architecture.endswith("64") else 32
+
+    @property
+    def has_pthreads(self) -> bool:
+        """Whether parallel loops can run on the threads of `threads.py`, which is written for 64-bit addresses."""
+        return self.system != "none" and self.pointer_bits == 64
+
+    @property
+    def relocation(self) -> str:
+        """LLVM's relocation model: code for a system can be loaded anywhere, other code is linked to a place."""
+        return "static" if self.system == "none" else "pic"
+
+    @property
+    def code_model(self) -> str:
+        """LLVM's code model: code and constants of a program are far smaller than 2 GiB."""
+        return "small"
 
     @property
     def name(self) -> str:
@@ -99,6 +136,21 @@ def host() -> Target:
     return with_vector_bits(_detected(), int(override))
 
 
+def named(text: str) -> Target:
+    """The processor that `text` names.
+
+    text: a preset (`raspberry-pi-4`, `cortex-m7`, `wasm32`, ...; `presets.PRESETS` and `kaun aot targets` list them),
+        `host`, or an LLVM triple, and then, separated by commas, what is to be changed or known of it:
+        `aarch64-linux-gnu,cpu=cortex-a76,+dotprod`. The top of `presets.py` has the whole syntax.
+
+    Raises ValueError, which lists the presets, for a name that is none, and for processors, features and numbers that
+    make no sense.
+    """
+    from kaun.runtime import presets  # which asks LLVM what the processor has
+
+    return presets.named(text)
+
+
 def with_vector_bits(target: Target, bits: int) -> Target:
     """The same machine restricted to vectors of `bits`, as though it had no wider ones.
 
@@ -123,8 +175,8 @@ def with_vector_bits(target: Target, bits: int) -> Target:
         features=_format_features(narrowed),
         vector_bits=bits,
         vector_registers=16,
-        has_fma=narrowed.get("fma", False),
-        has_f16c=narrowed.get("f16c", False),
+        has_fma=target.has_fma and bits >= 256,
+        has_f16c=target.has_f16c and bits >= 256,
     )
 
 
@@ -134,7 +186,7 @@ def function_attributes(target: Target) -> str:
     `prefer-vector-width`: on processors LLVM thinks slow at full width it would otherwise split, for
     example, an inlined memcpy into 256-bit halves. `nounwind`: no kernel throws, so no unwind tables.
     """
-    if target.vector_bits < 128:
+    if target.vector_bits < 128 or target.architecture != "x86_64":
         return "nounwind"
     return f'nounwind "prefer-vector-width"="{target.vector_bits}"'
 
@@ -193,8 +245,9 @@ def _without_wide_vectors(features: Mapping[str, bool], bits: int) -> dict[str, 
             return True
         return bits < 256 and (name.startswith("avx") or name in NEEDS_AVX)
 
-    # Explicit for AVX-512 even where detection did not list it: the processor's name implies it for LLVM.
-    explicit = {**dict.fromkeys(AVX512, False), **features}
+    # Explicit even where the features did not list it: the processor's name implies it for LLVM.
+    implied = (*AVX512, "avx") if bits < 256 else AVX512
+    explicit = {**dict.fromkeys(implied, False), **features}
     return {name: on and not too_wide(name) for name, on in explicit.items()}
 
 
