@@ -37,10 +37,14 @@ STAGES: tuple[str, ...] = ("traced", "differentiated", "simplified", "fused", "s
 
 @dataclass(frozen=True, eq=False)
 class Compilation:
-    """A graph on its way to a program; each stage is computed when it is first looked at."""
+    """A graph on its way to a program; each stage is computed when it is first looked at.
+
+    `pass_names` tells which passes make the simplified graph of the differentiated one.
+    """
 
     differentiated: Graph
     target: VectorTarget
+    pass_names: tuple[str, ...] = passes.STANDARD
 
     @cached_property
     def traced(self) -> Graph:
@@ -57,8 +61,8 @@ class Compilation:
 
     @cached_property
     def simplified(self) -> Graph:
-        """The graph after the standard passes. Its inputs correspond to the differentiated graph's, one by one."""
-        return passes.run(self.differentiated)
+        """The graph after the passes. Its inputs correspond to the differentiated graph's, one by one."""
+        return passes.run(self.differentiated, self.pass_names)
 
     @cached_property
     def fused(self) -> list[ScheduledKernel]:

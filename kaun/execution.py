@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kaun import literals, stored_programs
+from kaun import literals, observe, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, key, ops, topological, unshared
 from kaun.runtime import target as targets
@@ -230,6 +230,8 @@ def _compute(wanted: list[Node]) -> dict[Node, Storage]:
     leaves = tuple(node for node in order if has_value(node))
     graph = Graph(leaves, tuple(wanted))
     inputs = [node.value for node in leaves]
+    if observe.observers:
+        observe.running(graph, inputs)
     text = key(graph)
     found = _remembered((text, targets.host().key))
     outputs = found(inputs) if found is not None else _first_run(graph, text, inputs)

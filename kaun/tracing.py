@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from kaun import execution, nx, ptree
+from kaun import execution, nx, observe, ptree
 from kaun.compiler.ir import Graph, Node, ops, topological
 from kaun.execution import CompiledGraph, Storage
 
@@ -26,6 +26,8 @@ class Specialisation(NamedTuple):
 
     def run(self, inputs: list[Storage]) -> Any:
         """The function's result for storages of the arguments' leaves and of what it captured."""
+        if observe.observers:
+            observe.running(self.graph, inputs)
         return self.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in self.compiled(inputs)])
 
 

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from kaun import execution, nx, optim, ptree, tracing
+from kaun import execution, nx, observe, optim, ptree, tracing
 from kaun import layer as layers
 from kaun.closure import Captured, capture
 from kaun.compiler.ir.dtypes import DType, float32, int32
@@ -213,6 +213,8 @@ def _step(
     if row is None or prepared is None:
         return _part_of_a_trace(trainer, st, x, targets, loss, training, ctx)
     found, others = prepared
+    if observe.observers:
+        observe.running(found.special.graph, row[0] + others)
     value, *after = found.special.compiled(row[0] + others)
     return Tensor(computed_leaf(value)), State._of(after, found.after, st.rng)
 
@@ -393,6 +395,8 @@ class _Loop:
         step, others = prepared
         self._steps += 1
         self._row, self._given, self._shown = row, None, None
+        if observe.observers:
+            observe.running(step.special.graph, row.current()[0] + others)
         (value,) = row.run(step.special.compiled, others, step.after)
         wanted = step.special.compiled.executable.program.arena_bytes
         if self._steps == 2 and buffers.retained_bytes() > 1.25 * wanted + _WORTH_GIVING_BACK:

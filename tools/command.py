@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 TOOLS: dict[str, str] = {
     "demo": "train a small network on handwritten digits",
+    "ir": "print any stage of something compiled, from the traced graph to machine code",
+    "opt": "run passes by name on the text of a graph and print the result",
+    "run": "run the text of a graph, program or kernel, or a reproducer, on given inputs",
     "bench": "measure training steps, kernels and compile time, beside PyTorch and JAX",
     "cache": "show or clear the cache of compiled kernels",
 }

@@ -1,0 +1,200 @@
+"""The tools that print, change and run IR text at the shell."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kaun.compiler.ir import dtypes, parse_graph
+from kaun.compiler.pipeline import STAGES
+from kaun.tools import command
+
+from kaun.debug import reproducer
+
+GRAPH = """\
+graph(%0: float32[2, 3] "x", %1: float32[2, 3] "y") {
+  %2 = constant(value=1.0, dtype=float32, shape=(2, 3)) : float32[2, 3]
+  %3 = mul(%0, %2) : float32[2, 3]
+  %4 = add(%3, %1) : float32[2, 3]
+  return %4
+}
+"""
+MODULE = """\
+import kaun as kn
+from kaun import nx
+
+def product():
+    return kn.compile(lambda x, w: nx.tanh(x @ w), kn.spec((4, 8)), kn.spec((8, 3)))
+
+@kn.jit
+def doubled(x):
+    return x * 2
+
+def called():
+    doubled(nx.ones(3))
+    return doubled
+
+def trained():
+    trainer = kn.train.make(model=kn.layer.linear(in_features=2, out_features=1), optimizer=kn.optim.sgd(lr=0.1))
+    with nx.rng.run(seed=0):
+        state = kn.train.init(trainer)
+    kn.train.step(trainer, state, nx.ones((4, 2)), loss=lambda output: nx.mean(output))
+    return trainer
+
+def nothing():
+    return 3
+
+def needs(argument):
+    return argument
+"""
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module, a graph and inputs for it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made.py").write_text(MODULE)
+    (tmp_path / "g.ir").write_text(GRAPH)
+    np.savez(tmp_path / "named.npz", x=X, y=X + 1)
+    np.savez(tmp_path / "ordered.npz", X, X + 1)
+    return tmp_path
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert command.main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        command.main(list(arguments))
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "assembly"])
+@pytest.mark.parametrize("target", ["made.py:product", "made.py:called", "made.py:trained", "g.ir"])
+def test_ir_prints_every_stage_of_whatever_can_be_looked_at(
+    stage: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = output(capsys, "ir", target, "--stage", stage)
+    start = {"fused": "launch 0", "scheduled": "kernel(", "llvm": "; ModuleID", "assembly": "\t"}.get(stage, "graph(")
+    assert text.startswith(start) and text.endswith("\n")
+
+
+def test_ir_names_modules_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a_module_of_this_test.py").write_text(MODULE)
+    assert "tanh" in output(capsys, "ir", "a_module_of_this_test:product")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no.ir", "there is no file 'no.ir'"),
+        ("no.py:f", "there is no file 'no.py'"),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
+        ("made.py:absent", "made.py has no function 'absent'; it has product"),
+        ("made.py:nothing", "made.py:nothing gave int, expected what kn.compile or kn.train.compile returns"),
+        ("made.py:needs", "made.py:needs has to be a function without arguments"),
+        ("made.py", "holds something else; expected the text of a graph"),
+        ("named.npz", "it holds no `graph`, so it is no reproducer"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_explained(
+    target: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reason in refusal(capsys, "ir", target)
+
+
+def test_opt_runs_the_named_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "opt", "g.ir", "--pass", "simplify")
+    assert [node.op.name for node in parse_graph(text).nodes] == ["input", "input", "add"]
+    assert output(capsys, "opt", "g.ir", "--pass", "eliminate_dead_code") == GRAPH
+    assert "computes mul add" in output(capsys, "opt", "g.ir", "--pass", "fuse")
+    assert "computes add" in output(capsys, "opt", "g.ir", "--pass", "standard,fuse")
+    assert "program {" in output(capsys, "opt", "g.ir", "--pass", "standard,schedule")
+    assert "define void" in output(capsys, "opt", "g.ir", "--pass", "emit")
+
+
+def test_opt_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(GRAPH))
+    assert "add(%0, %1)" in output(capsys, "opt", "-", "--pass", "simplify")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["g.ir", "--pass", "simplfy"], "unknown pass 'simplfy'; expected one of canonicalise"),
+        (["g.ir", "--pass", "fuse,simplify"], "'simplify' cannot follow 'fuse', which does not make a graph"),
+        (["bad.ir"], "bad.ir: text.parse_graph: unknown op 'mull' in line"),
+    ],
+)
+def test_opt_explains_what_it_refuses(
+    arguments: list[str], reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.ir").write_text(GRAPH.replace("mul(", "mull("))
+    assert reason in refusal(capsys, "opt", *arguments)
+
+
+@pytest.mark.parametrize("inputs", ["named.npz", "ordered.npz"])
+@pytest.mark.parametrize("backend", ["compiled", "interpreter"])
+def test_run_computes_a_graph(
+    inputs: str, backend: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert output(capsys, "run", "g.ir", "--inputs", inputs, "--backend", backend, "--output", "out.npz") == ""
+    with np.load(folder / "out.npz") as found:
+        np.testing.assert_array_equal(found["output_0"], 2 * X + 1)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "interpreter"])
+def test_run_computes_a_program_and_a_kernel(
+    backend: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = output(capsys, "ir", "g.ir", "--stage", "scheduled")
+    (folder / "program.ir").write_text(text)
+    (folder / "kernel.ir").write_text(text.partition("\nprogram {")[0])
+    np.savez(folder / "inputs.npz", input_0=X, input_1=X, buffer_0=X.reshape(-1), buffer_1=X.reshape(-1))
+    shown = output(capsys, "run", "program.ir", "--inputs", "inputs.npz", "--backend", backend)
+    assert shown.startswith("output_0 float32[2, 3]\n[[ 0.  2.  4.]")
+    shown = output(capsys, "run", "kernel.ir", "--inputs", "inputs.npz", "--backend", backend)
+    assert shown == "buffer_2 float32[6]\n[ 0.  2.  4.  6.  8. 10.]\n"
+
+
+def test_run_replays_a_reproducer_bit_for_bit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = parse_graph(GRAPH.replace("float32", "bfloat16"))
+    arrays = tuple(array.astype(dtypes.bfloat16.numpy) for array in (X, X + 0.3))
+    kept = reproducer.Reproducer(graph, arrays).save("failure")
+    assert kept.name == "failure.npz"
+    again = reproducer.load("failure.npz")
+    assert [array.tobytes() for array in again.inputs] == [array.tobytes() for array in arrays]
+    shown = [output(capsys, "run", "failure.npz", "--backend", each) for each in ("compiled", "interpreter")]
+    assert shown[0] == shown[1] and shown[0].startswith("output_0 bfloat16[2, 3]")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"x": X}, "input 1 of the graph is missing: expected `y` or `input_1`, found x"),
+        ({"x": X, "y": X.T}, "`y` is float32[3, 2], the graph's input is float32[2, 3]"),
+        ({"x": X, "y": X.astype(np.float64)}, "`y` is float64[2, 3], the graph's input is float32[2, 3]"),
+        ({"x": X, "y": np.zeros((2000, 3), np.float32)}, "`y` takes 24,128 bytes, expected at most 24"),
+        ({"x": X, "y": np.array([object()])}, "`y` cannot be read: Object arrays cannot be loaded"),
+    ],
+)
+def test_run_refuses_inputs_that_do_not_fit(
+    arrays: dict[str, np.ndarray], reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(folder / "inputs.npz", **arrays)
+    assert reason in refusal(capsys, "run", "g.ir", "--inputs", "inputs.npz")
+
+
+def test_run_asks_for_inputs_that_were_not_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "g.ir has 2 inputs; give their values with --inputs X.npz" in refusal(capsys, "run", "g.ir")
+    (folder / "text.npz").write_text("not an archive")
+    assert "it is no .npz file" in refusal(capsys, "run", "g.ir", "--inputs", "text.npz")
+    assert "it is no .npz file" in refusal(capsys, "run", "text.npz")

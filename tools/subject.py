@@ -1,0 +1,159 @@
+"""What a tool looks at: named as `module:function`, `FILE.py:function`, a file of IR text or a reproducer.
+
+A function takes no arguments and returns what `kn.compile` returns, or a step that `kn.train.compile` compiled, a
+trainer that has made a step, or what `kn.jit` returns once it has been called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kaun.compiler.ir import Graph, parse_graph
+
+from kaun import train
+from kaun.tracing import Function, Specialisation
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+HELP = (
+    "module:function or FILE.py:function (a function without arguments that returns what kn.compile or "
+    "kn.train.compile gives), a file with the text of a graph, or a reproducer (.npz)"
+)
+
+
+class SubjectError(ValueError):
+    """The name leads nowhere, or to nothing that can be looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A graph, and its inputs if they are known."""
+
+    graph: Graph
+    inputs: tuple[Array, ...] | None = None
+
+
+def find(name: str, part: str | None = None) -> Subject:
+    """What `name` stands for. `part` chooses among the functions of a compiled training step ("step").
+
+    SubjectError tells what is wrong with the name.
+    """
+    place, colon, function = name.rpartition(":")
+    if colon and not os.path.exists(name):
+        return _of_function(name, place, function, part)
+    if not os.path.exists(name):
+        raise SubjectError(f"there is no file {name!r}; expected {HELP}")
+    if name.endswith(".npz"):
+        from kaun.debug import reproducer
+
+        try:
+            kept = reproducer.load(name)
+        except ValueError as error:
+            raise SubjectError(str(error)) from error
+        return Subject(kept.graph, kept.inputs)
+    return Subject(graph_of_text(read_text(name), name))
+
+
+def read_text(name: str) -> str:
+    """The text of a file, or of standard input for "-". SubjectError if it cannot be read."""
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubjectError(f"cannot read {name}: {error}") from error
+
+
+def kind_of(text: str) -> str:
+    """What a text is: "graph", "kernel", "program" or "" for neither."""
+    start = text.lstrip()
+    if start.startswith("graph("):
+        return "graph"
+    if "\nprogram {\n" in f"\n{start}":
+        return "program"
+    return "kernel" if start.startswith("kernel(") else ""
+
+
+def graph_of_text(text: str, name: str) -> Graph:
+    """The graph of a text. SubjectError names the line that is wrong."""
+    if kind_of(text) != "graph":
+        what = f"a {kind_of(text)}" if kind_of(text) else "something else"
+        raise SubjectError(f"{name} holds {what}; expected the text of a graph, which starts with `graph(`")
+    try:
+        return parse_graph(text)
+    except (ValueError, KeyError, IndexError, SyntaxError) as error:
+        raise SubjectError(f"{name}: {error}") from error
+
+
+def _of_function(name: str, place: str, function: str, part: str | None) -> Subject:
+    module = _module(place)
+    try:
+        made = getattr(module, function)
+    except AttributeError:
+        known = ", ".join(n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_"))
+        raise SubjectError(f"{place} has no function {function!r}; it has {known or 'none'}") from None
+    value = made
+    if callable(made) and not _graphs(made):
+        try:
+            value = made()
+        except TypeError as error:
+            raise SubjectError(f"{name} has to be a function without arguments: {error}") from error
+    graphs = _graphs(value)
+    if not graphs:
+        raise SubjectError(
+            f"{name} gave {type(value).__name__}, expected what kn.compile or kn.train.compile returns"
+        )
+    chosen = part or next(iter(graphs))
+    if chosen not in graphs:
+        raise SubjectError(f"{name} has no part {chosen!r}; it has {', '.join(graphs)}")
+    return Subject(graphs[chosen])
+
+
+def _module(place: str) -> Any:
+    if not place.endswith(".py"):
+        sys.path.insert(0, os.getcwd())
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise SubjectError(f"there is no module {place!r}: {error}") from error
+        finally:
+            sys.path.remove(os.getcwd())
+    if not os.path.exists(place):
+        raise SubjectError(f"there is no file {place!r}")
+    found = importlib.util.spec_from_file_location(Path(place).stem, place)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    # What the file imports may lie beside it, as when it is run.
+    sys.path.insert(0, str(Path(place).resolve().parent))
+    try:
+        found.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _graphs(value: Any) -> dict[str, Graph]:
+    """The graphs of whatever has been compiled, by name."""
+    function = getattr(value, "compiled", value)
+    if isinstance(function, Function):
+        return _last(function._specialisations.values())
+    if isinstance(value, Specialisation):
+        return {"call": value.graph}
+    special = getattr(value, "_special", None)
+    if isinstance(special, Specialisation):
+        return {"call": special.graph}
+    if isinstance(value, train.Trainer):
+        steps = [f for key, f in value._compiled.items() if isinstance(key, tuple) and key[0] == "step"]
+        return _last(special for step in steps for special in step._specialisations.values())
+    return {}
+
+
+def _last(specials: Iterable[Specialisation]) -> dict[str, Graph]:
+    found = list(specials)
+    return {"call": found[-1].graph} if found else {}
