@@ -7,7 +7,8 @@ how C is finished (a callback evaluates the epilogue on each vector of sums and 
     for chunk in begin..end:                                   parallel: chunks share nothing
       for batch in the chunk's batches:
         for k0 in 0..K step kc:
-          pack B[k0.., n block] into panels of nr columns      unless B is read in place, or kept from an earlier chunk
+          pack B[k0.., n block] into panels of nr columns      unless B is read in place, or kept from an earlier chunk;
+                                                               rows in memory the first tile of rows packs
           for i in the m block step mr:
             pack A[i.., k0..] into one panel of mr rows        unless A is read in place, or its block computed at once
             for j in the n block step nr:
@@ -19,18 +20,22 @@ live in scratch: one if there is a single k block, else the whole block of C. Su
 and which thread runs a chunk changes nothing, so a result has the same bits on any number of threads.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
 
-from .contraction_blocking import Blocking, Contraction, Operand, plan
+from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
 from .contraction_packing import pack_memory_a, pack_memory_b
 from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, smaller
-from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
+from .micro_kernel import MicroKernel, element_type, emit_micro_kernel, prefetch
 from .vector_target import VectorTarget, element_bits
 
 __all__ = ["Blocking", "Contraction", "Memory", "Operand", "Packed", "emit", "plan"]
+
+_LINE_BYTES = 64
+_LINES_AHEAD = 4  # of each row: enough for the processor to see where it goes
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class _Template:
     a_panel: ir.Value
     tiles: ir.Value
     b_panels: ir.Value
-    micro_kernels: dict[tuple[bool, bool], ir.Function]
+    micro_kernels: dict[tuple[bool, bool, bool], ir.Function]
 
     @property
     def k_blocks(self) -> int:
@@ -137,34 +142,45 @@ def emit(
 
 def _emit_micro_kernels(
     function: ir.Function, contraction: Contraction, blocking: Blocking, target: VectorTarget
-) -> dict[tuple[bool, bool], ir.Function]:
-    """A micro-kernel for each shape of tile that occurs, keyed by (whole in m, whole in n)."""
+) -> dict[tuple[bool, bool, bool], ir.Function]:
+    """A micro-kernel for each shape of tile that occurs, keyed by (whole in m, whole in n, writes the panel of B)."""
     emitted: dict[MicroKernel, ir.Function] = {}
     kernels = {}
-    for whole_m, rows in _tile_sizes(contraction.m, blocking.mr):
-        for whole_n, columns in _tile_sizes(contraction.n, blocking.nr):
-            vectors = -(-columns // blocking.lanes)
-            partial = columns % blocking.lanes if blocking.direct_b else 0
-            kernel = MicroKernel(
-                element=contraction.element,
-                rows=rows,
-                vectors=vectors,
-                lanes=blocking.lanes,
-                tile_stride=blocking.nr,
-                a_strides=(contraction.a.strides or (0, 0)) if blocking.direct_a else blocking.a_panel,
-                b_stride=(contraction.b.strides or (0, 0))[0] if blocking.direct_b else blocking.nr,
-                b_aligned=not blocking.direct_b,
-                last_lanes=partial or blocking.lanes,
-                unroll=blocking.unroll,
-                k_remainder=contraction.k % blocking.unroll != 0,
-                accumulate=contraction.k > blocking.kc,
-                has_fma=target.has_fma,
-            )
-            if kernel not in emitted:
-                name = f"{function.name}.tile_{rows}x{columns}"
-                emitted[kernel] = emit_micro_kernel(function.module, name, kernel, target.attributes)
-            kernels[whole_m, whole_n] = emitted[kernel]
+    tiles = itertools.product(
+        _tile_sizes(contraction.m, blocking.mr),
+        _tile_sizes(contraction.n, blocking.nr),
+        (False, True) if _packs_on_the_way(contraction, blocking) else (False,),
+    )
+    for (whole_m, rows), (whole_n, columns), packs in tiles:
+        kernel = MicroKernel(
+            element=contraction.element,
+            rows=rows,
+            vectors=-(-columns // blocking.lanes),
+            lanes=blocking.lanes,
+            tile_stride=blocking.nr,
+            a_strides=(contraction.a.strides or (0, 0)) if blocking.direct_a else blocking.a_panel,
+            b_stride=(contraction.b.strides or (0, 0))[0] if blocking.direct_b else blocking.nr,
+            b_aligned=not blocking.direct_b,
+            last_lanes=(columns % blocking.lanes if blocking.direct_b or packs else 0) or blocking.lanes,
+            unroll=blocking.unroll,
+            k_remainder=contraction.k % blocking.unroll != 0,
+            accumulate=contraction.k > blocking.kc,
+            has_fma=target.has_fma,
+            source_stride=(contraction.b.strides or (0, 0))[0] if packs else None,
+        )
+        if kernel not in emitted:
+            name = f"{function.name}.{'packing_' if packs else ''}tile_{rows}x{columns}"
+            emitted[kernel] = emit_micro_kernel(function.module, name, kernel, target.attributes)
+        kernels[whole_m, whole_n, packs] = emitted[kernel]
     return kernels
+
+
+def _packs_on_the_way(contraction: Contraction, blocking: Blocking) -> bool:
+    """Whether the first tile of rows reads B in place and writes the panels that the others read.
+
+    Lines of B then arrive while the units multiply; a copy of its own would wait for them.
+    """
+    return not blocking.direct_b and readable_in_place(contraction)[1] and contraction.k > 0
 
 
 def _tile_sizes(total: int, tile: int) -> list[tuple[bool, int]]:
@@ -219,14 +235,16 @@ def _emit_block(
     """One block of C of one batch entry, k block after k block."""
     builder, contraction, blocking = template.builder, template.contraction, template.blocking
     padded_n = -(-blocking.nc // blocking.nr) * blocking.nr
+    on_the_way = _packs_on_the_way(contraction, blocking)
     if template.k_blocks > 1:
         _clear_tiles(template, -(-blocking.mc // blocking.mr) * blocking.mr * padded_n)
     with counted_loop(builder, 0, template.k_blocks, name="k.block") as k_block:
         k_start, k_count = block_range(builder, k_block, blocking.kc, contraction.k)
         b_panels = template.b_panels
-        if not blocking.direct_b and contraction.k:
-            if blocking.keep_b:
-                b_panels = offset(builder, b_panels, template.scalar, (k_start, padded_n))
+        if blocking.keep_b:
+            b_panels = offset(builder, b_panels, template.scalar, (k_start, padded_n))
+        if not (blocking.direct_b or on_the_way) and contraction.k:
+            if fresh is not None:
                 with builder.if_then(fresh):
                     _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
             else:
@@ -241,14 +259,24 @@ def _emit_block(
                 a_panel = offset(builder, template.a_panel, template.scalar, (i, blocking.a_panel[0]))
             else:
                 a_panel = _a_panel(template, batch, row, rows, k_start, k_count)
+            if blocking.direct_a:
+                _prefetch_next_rows(template, a_panel)
+            packs = None
+            if on_the_way:
+                packs = builder.icmp_signed("==", i, index(0))
+                packs = packs if fresh is None else builder.and_(packs, fresh)
             with counted_loop(builder, 0, n_range[1], blocking.nr, name="n.tile") as j:
                 column = builder.add(n_range[0], j, flags=("nsw",))
                 columns = _tile_count(builder, j, n_range[1], blocking.nr, contraction.n)
                 tile = template.tiles
                 if template.k_blocks > 1:
                     tile = offset(builder, tile, template.scalar, (i, padded_n), (j, blocking.mr))
-                b_panel = _b_panel(template, b_panels, batch, column, j, k_start, k_count)
-                _run_micro_kernel(template, a_panel, b_panel, tile, (rows, columns), k_count)
+                if not blocking.direct_b:
+                    b_panel = offset(builder, b_panels, template.scalar, (builder.mul(j, k_count, flags=("nsw",)), 1))
+                if blocking.direct_b or on_the_way:
+                    source = _b_in_memory(template, batch, column, k_start)
+                arguments = [a_panel, source if blocking.direct_b else b_panel, tile, k_count]
+                _run_micro_kernel(template, arguments, (rows, columns), None if packs is None else (packs, source))
                 if template.k_blocks == 1:
                     _finish_tile(template, batch, (row, rows), (column, columns), tile)
                 else:
@@ -303,49 +331,60 @@ def _a_panel(
     return template.a_panel
 
 
-def _b_panel(
-    template: _Template,
-    panels: ir.Value,
-    batch: ir.Value,
-    column: ir.Value,
-    j: ir.Value,
-    k_start: ir.Value,
-    k_count: ir.Value,
-) -> ir.Value:
-    """The address of B[k_start, column]: in memory, or in the packed panels."""
-    builder = template.builder
-    if not template.blocking.direct_b:
-        return offset(builder, panels, template.scalar, (builder.mul(j, k_count, flags=("nsw",)), 1))
+def _prefetch_next_rows(template: _Template, a_panel: ir.Value) -> None:
+    """Ask for the first lines of the rows that the next tile reads in place, if each row is a run of memory.
+
+    The processor follows such runs by itself, but only once it has seen some lines of each.
+    """
+    builder, contraction, blocking = template.builder, template.contraction, template.blocking
+    row_stride, step_stride = contraction.a.strides or (0, 0)
+    if step_stride != 1 or contraction.m <= blocking.mr or contraction.n <= blocking.nr:
+        return
+    line = _LINE_BYTES // _bytes(contraction)
+    with counted_loop(builder, blocking.mr, 2 * blocking.mr, name="next.m") as row:
+        for place in range(0, min(_LINES_AHEAD * line, blocking.kc), line):
+            prefetch(builder, offset(builder, a_panel, template.scalar, (row, row_stride), (place, 1)))
+
+
+def _b_in_memory(template: _Template, batch: ir.Value, column: ir.Value, k_start: ir.Value) -> ir.Value:
+    """The address of B[k_start, column] where the operand is."""
     assert isinstance(template.b, Memory)
-    strides = template.contraction.b.strides or (0, 0)
-    return offset(builder, template.b.pointer(builder, batch), template.scalar, (k_start, strides[0]), (column, 1))
+    stride = (template.contraction.b.strides or (0, 0))[0]
+    pointer = template.b.pointer(template.builder, batch)
+    return offset(template.builder, pointer, template.scalar, (k_start, stride), (column, 1))
 
 
 def _run_micro_kernel(
     template: _Template,
-    a_panel: ir.Value,
-    b_panel: ir.Value,
-    tile: ir.Value,
+    arguments: list[ir.Value],
     counts: tuple[ir.Value, ir.Value],
-    k_count: ir.Value,
+    packing: tuple[ir.Value, ir.Value] | None,
 ) -> None:
-    """Call the micro-kernel made for a tile of this many rows and columns."""
-    builder, blocking = template.builder, template.blocking
-    arguments = [a_panel, b_panel, tile, k_count]
-    sides = ((0, blocking.mr), (1, blocking.nr))
-    whole = [builder.icmp_signed("==", counts[side], index(size)) for side, size in sides]
+    """Call the micro-kernel made for a tile of this many rows and columns.
 
-    def call(chosen: dict[tuple[bool, bool], ir.Function], side: int) -> None:
+    packing: whether the tile writes its panel of B (an i1), and where B is in memory; None if no tile does.
+    """
+    builder, blocking = template.builder, template.blocking
+    conditions = [
+        builder.icmp_signed("==", count, index(size))
+        for count, size in zip(counts, (blocking.mr, blocking.nr), strict=True)
+    ]
+    if packing is not None:
+        conditions.append(packing[0])
+
+    def call(chosen: dict[tuple[bool, bool, bool], ir.Function], side: int) -> None:
         """Branch on the sides that still differ; where they lead to the same kernel, there is nothing to branch on."""
         if len(set(chosen.values())) == 1:
-            builder.call(next(iter(chosen.values())), arguments)
+            (key, kernel), *_ = chosen.items()
+            assert packing is not None or not key[2]
+            builder.call(kernel, [*arguments, packing[1]] if key[2] and packing is not None else arguments)
             return
         yes = {key: kernel for key, kernel in chosen.items() if key[side]}
         no = {key: kernel for key, kernel in chosen.items() if not key[side]}
         if not yes or not no:
             call(yes or no, side + 1)
             return
-        with builder.if_else(whole[side]) as (then, otherwise):
+        with builder.if_else(conditions[side]) as (then, otherwise):
             with then:
                 call(yes, side + 1)
             with otherwise:

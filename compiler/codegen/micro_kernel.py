@@ -8,6 +8,8 @@ from .control_flow import INDEX, POINTER, index
 from .vector_target import element_bits
 
 _BYTE_BITS = 8
+_FOR_READING, _SECOND_LEVEL, _DATA = 0, 2, 1  # what llvm.prefetch wants to be told
+_AHEAD_SLOTS = 768  # multiply-adds of a vector that hide how long memory takes to answer
 
 
 def element_type(element: str) -> ir.Type:
@@ -30,7 +32,9 @@ class MicroKernel:
     unroll:      k steps a loop turn; k_remainder tells whether k may not be a multiple of it
     accumulate:  whether sums start from the tile's contents (more than one k block) or from zero
     a_rows:      if A is found by tables instead of strides: distances of its rows from the first; the kernel then takes
-                 a fifth argument, i32 distances of each k step from the first
+                 another argument, i32 distances of each k step from the first
+    source_stride: if B is in memory and its panel is written on the way: distance of neighbouring k there; the kernel
+                 then takes another argument, where B is; `last_lanes` of the last vector are read, the whole is written
     """
 
     element: str
@@ -47,6 +51,7 @@ class MicroKernel:
     accumulate: bool
     has_fma: bool
     a_rows: tuple[int, ...] = ()
+    source_stride: int | None = None
 
 
 def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attributes: str) -> ir.Function:
@@ -54,13 +59,14 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
 
     accumulators[rows][vectors] = tile if accumulate else 0
     for p in range(0, k, unroll):         # straight line inside: `unroll` outer products
-        for v in vectors: b[v] = B[p, v]
+        for v in vectors: b[v] = B[p, v]  # or: panel[p, v] = b[v] = source[p, v]
         for r in rows:
             a = broadcast(A[r, p])
             for v in vectors: accumulators[r][v] += a * b[v]
     tile = accumulators
     """
-    parameters = [POINTER, POINTER, POINTER, INDEX, *([POINTER] if kernel.a_rows else [])]
+    parameters = [POINTER, POINTER, POINTER, INDEX]
+    parameters += [POINTER] * (bool(kernel.a_rows) + (kernel.source_stride is not None))
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), parameters), name)
     function.linkage = "internal"
     # One copy, however many call sites: inlining it would only cost compile time.
@@ -82,9 +88,10 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
     unrolled_k = k
     if kernel.k_remainder:
         unrolled_k = builder.and_(k, index(-kernel.unroll))  # unroll is a power of two
-    at, b, accumulators = _k_loop(builder, read, read.start, b, unrolled_k, accumulators, kernel.unroll)
+    moving = [read.start, b, *([function.args[-1]] if kernel.source_stride is not None else [])]
+    moving, accumulators = _k_loop(builder, read, moving, unrolled_k, accumulators, kernel.unroll)
     if kernel.k_remainder:
-        _, _, accumulators = _k_loop(builder, read, at, b, builder.sub(k, unrolled_k), accumulators, 1)
+        _, accumulators = _k_loop(builder, read, moving, builder.sub(k, unrolled_k), accumulators, 1)
     for pointer, value in zip(pointers, accumulators, strict=True):
         builder.store(value, pointer, align=align)
     builder.ret_void()
@@ -123,13 +130,15 @@ class _Reading:
 def _k_loop(
     builder: ir.IRBuilder,
     read: _Reading,
-    a: ir.Value,
-    b: ir.Value,
+    moving: list[ir.Value],
     count: ir.Value,
     accumulators: list[ir.Value],
     unroll: int,
-) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
-    """`count` / `unroll` turns of `unroll` outer products; returns the advanced pointers and the sums."""
+) -> tuple[list[ir.Value], list[ir.Value]]:
+    """`count` / `unroll` turns of `unroll` outer products; returns the advanced pointers and the sums.
+
+    moving: pointers to where A and B are read, and to B in memory if its panel is written.
+    """
     kernel, function, scalar = read.kernel, builder.function, element_type(read.kernel.element)
     before = builder.block
     header = function.append_basic_block("k.header")
@@ -138,41 +147,79 @@ def _k_loop(
     builder.branch(header)
     builder.position_at_end(header)
     left = builder.phi(INDEX, "k.left")
-    starts = [count, a, b, *accumulators]
-    carried = [left, builder.phi(POINTER, "a"), builder.phi(POINTER, "b")]
-    carried += [builder.phi(value.type) for value in accumulators]
+    starts = [count, *moving, *accumulators]
+    carried = [left, *(builder.phi(value.type) for value in starts[1:])]
     for phi, start in zip(carried, starts, strict=True):
         phi.add_incoming(start, before)
     builder.cbranch(builder.icmp_signed(">", left, index(0)), body, done)
     builder.position_at_end(body)
-    sums = list(carried[3:])
+    (a, b, *source), sums = carried[1 : 1 + len(moving)], list(carried[1 + len(moving) :])
     for step in range(unroll):
-        sums = _outer_product(builder, read, carried[1], carried[2], step, sums)
+        row = _packed_row(builder, kernel, source[0], b, step, left) if source else _row_of_b(builder, kernel, b, step)
+        sums = _outer_product(builder, read, a, row, step, sums)
     advanced = [
         builder.sub(left, index(unroll)),
-        read.advance(builder, carried[1], unroll),
-        builder.gep(carried[2], [index(unroll * kernel.b_stride)], source_etype=scalar),
+        read.advance(builder, a, unroll),
+        builder.gep(b, [index(unroll * kernel.b_stride)], source_etype=scalar),
+        *(builder.gep(at, [index(unroll * (kernel.source_stride or 0))], source_etype=scalar) for at in source),
         *sums,
     ]
     for phi, value in zip(carried, advanced, strict=True):
         phi.add_incoming(value, builder.block)
     builder.branch(header)
     builder.position_at_end(done)
-    return carried[1], carried[2], list(carried[3:])
+    return carried[1 : 1 + len(moving)], list(carried[1 + len(moving) :])
+
+
+def _row_of_b(builder: ir.IRBuilder, kernel: MicroKernel, panel: ir.Value, step: int) -> list[ir.Value]:
+    """The vectors of B `step` k steps after the pointer."""
+    return _load_row(builder, kernel, panel, step * kernel.b_stride, kernel.b_aligned)
+
+
+def _packed_row(
+    builder: ir.IRBuilder, kernel: MicroKernel, source: ir.Value, panel: ir.Value, step: int, left: ir.Value
+) -> list[ir.Value]:
+    """The vectors of B `step` k steps after the pointers, from memory and into the panel.
+
+    Rows lie too far apart for the processor to guess the next one, so it is told; of the last rows, `left` steps from
+    the end, it is told those that it has.
+    """
+    scalar, lanes, stride = element_type(kernel.element), kernel.lanes, kernel.source_stride or 0
+    size = element_bits(kernel.element) // _BYTE_BITS
+    steps_ahead = -(-_AHEAD_SLOTS // (kernel.rows * kernel.vectors))
+    inside = builder.icmp_signed(">", left, index(steps_ahead + kernel.unroll))
+    ahead = builder.select(inside, index((step + steps_ahead) * stride), index(step * stride))
+    for v in range(kernel.vectors):
+        place = builder.add(ahead, index(v * lanes))
+        prefetch(builder, builder.gep(source, [place], source_etype=scalar))
+    row = _load_row(builder, kernel, source, step * stride, aligned=False)
+    for v, value in enumerate(row):
+        at = builder.gep(panel, [index(step * kernel.b_stride + v * lanes)], source_etype=scalar)
+        builder.store(value, at, align=size * lanes)
+    return row
+
+
+def _load_row(
+    builder: ir.IRBuilder, kernel: MicroKernel, pointer: ir.Value, place: int, aligned: bool
+) -> list[ir.Value]:
+    """The vectors of a row of B that begins `place` elements after the pointer."""
+    scalar, lanes = element_type(kernel.element), kernel.lanes
+    size = element_bits(kernel.element) // _BYTE_BITS
+    row = []
+    for v in range(kernel.vectors):
+        at = builder.gep(pointer, [index(place + v * lanes)], source_etype=scalar)
+        valid = kernel.last_lanes if v == kernel.vectors - 1 else lanes
+        row.append(load_vector(builder, at, scalar, lanes, valid, size * lanes if aligned else size))
+    return row
 
 
 def _outer_product(
-    builder: ir.IRBuilder, read: _Reading, a: ir.Value, b: ir.Value, step: int, sums: list[ir.Value]
+    builder: ir.IRBuilder, read: _Reading, a: ir.Value, columns: list[ir.Value], step: int, sums: list[ir.Value]
 ) -> list[ir.Value]:
-    """sums[r][v] + A[r, step] * B[step, v]."""
+    """sums[r][v] + A[r, step] * columns[v]."""
     kernel = read.kernel
     scalar, lanes = element_type(kernel.element), kernel.lanes
     size = element_bits(kernel.element) // _BYTE_BITS
-    columns = []
-    for v in range(kernel.vectors):
-        pointer = builder.gep(b, [index(step * kernel.b_stride + v * lanes)], source_etype=scalar)
-        valid = kernel.last_lanes if v == kernel.vectors - 1 else lanes
-        columns.append(load_vector(builder, pointer, scalar, lanes, valid, size * lanes if kernel.b_aligned else size))
     result = []
     first, places = read.column(builder, a, step)
     for r, at in enumerate(places):
@@ -191,6 +238,14 @@ def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, h
         name = f"llvm.fma.v{a.type.count}{_suffix(a.type.element)}"
         return builder.call(_declare(builder.module, name, ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
     return builder.fadd(builder.fmul(a, b), c)
+
+
+def prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Ask for the line at `pointer` to be brought to the second-level cache; no access, so any address will do."""
+    integer = ir.IntType(32)
+    signature = ir.FunctionType(ir.VoidType(), [POINTER, integer, integer, integer])
+    arguments = [ir.Constant(integer, value) for value in (_FOR_READING, _SECOND_LEVEL, _DATA)]
+    builder.call(_declare(builder.module, "llvm.prefetch.p0", signature), [pointer, *arguments])
 
 
 def broadcast(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:

@@ -35,8 +35,8 @@ TINY_CACHES = replace(AVX2, l1_bytes=2048, l2_bytes=8192, l3_bytes=16384)
 _alive: list[object] = []
 
 
-def compile_kernel(contraction: Contraction, blocking: Blocking, target: VectorTarget, operands: Operands) -> Any:
-    """The kernel as a C function of (buffers, begin, end, scratch)."""
+def kernel_text(contraction: Contraction, blocking: Blocking, target: VectorTarget, operands: Operands) -> str:
+    """The kernel's module."""
     module = ir.Module("test")
     signature = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, POINTER])
     function = ir.Function(module, signature, "kernel")
@@ -46,7 +46,12 @@ def compile_kernel(contraction: Contraction, blocking: Blocking, target: VectorT
     ]
     emit(function, builder, contraction, blocking, target, *operands(builder, buffers))
     builder.ret_void()
-    parsed = llvm.parse_assembly(str(module))
+    return str(module)
+
+
+def compile_kernel(contraction: Contraction, blocking: Blocking, target: VectorTarget, operands: Operands) -> Any:
+    """The kernel as a C function of (buffers, begin, end, scratch)."""
+    parsed = llvm.parse_assembly(kernel_text(contraction, blocking, target, operands))
     parsed.verify()
     features = llvm.get_host_cpu_features().flatten()
     machine = llvm.Target.from_default_triple().create_target_machine(
@@ -218,6 +223,28 @@ def test_a_kept_panel_of_b_spans_several_k_blocks() -> None:
     blocking = plan(contraction, replace(AVX2, l1_bytes=4096), True, False)
     assert blocking.keep_b and contraction.k > blocking.kc and contraction.m > blocking.mc
     check(contraction, AVX2, blocking)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+@pytest.mark.parametrize("sizes", [(1, 67, 131, 101), (2, 29, 45, 7), (1, 61, 157, 523), (1, 40, 3, 30)], ids=str)
+def test_whichever_tile_comes_first_packs_b_for_the_others(
+    sizes: tuple[int, int, int, int], target: VectorTarget
+) -> None:
+    contraction = dense(*sizes)
+    small_caches = replace(target, l1_bytes=4096, l2_bytes=16384, l3_bytes=1 << 20)
+    for machine in (target, small_caches):
+        blocking = plan(contraction, machine, direct_b=False)
+        chunks = [(chunk, chunk + 1) for chunk in reversed(range(blocking.chunks))]
+        check(contraction, machine, blocking, chunks)
+        check(contraction, machine, replace(blocking, keep_b=False, a_offset=0), chunks)
+
+
+def test_rows_of_b_are_packed_while_they_are_multiplied_and_columns_beforehand() -> None:
+    for transposed, beforehand in ((False, False), (True, True)):
+        contraction = dense(1, 50, 70, 40, transposed_b=transposed)
+        text = kernel_text(contraction, plan(contraction, AVX512, direct_b=False), AVX512, plain(contraction))
+        assert ("pack.b" in text) == beforehand
+        assert ("packing_tile" in text) != beforehand
 
 
 def test_any_split_of_the_chunks_gives_the_same_bits() -> None:
