@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kaun import execution, nx, ptree
-from kaun.compiler.ir import dtypes
+from kaun import arguments, execution, nx, ptree, tracing, tree_data
+from kaun.arguments import Argument, joined
+from kaun.compiler.ir import Node, dtypes
 from kaun.compiler.ir.dtypes import DType
 from kaun.compiler.ir.rules import check_shape
-from kaun.compiler.schedule.traffic import traffic_bytes
+from kaun.execution import Storage
+from kaun.native import Native, Stages, TracedNative
+from kaun.ptree import Structure
 from kaun.runtime import target as targets
-from kaun.tracing import Function, Specialisation
+from kaun.runtime.artifact import Artifact, Cost, KernelSummary, Leaf, Memory
+from kaun.runtime.target import Target
 
-if TYPE_CHECKING:  # the compiler is loaded when something is compiled
-    from kaun.compiler.pipeline import Compilation
+__all__ = ["Compiled", "Cost", "KernelSummary", "Memory", "Spec", "Stages", "compile", "spec"]
 
 
 @dataclass(frozen=True)
@@ -38,105 +42,52 @@ def spec(shape: Sequence[int] | int, dtype: DType | str = dtypes.float32) -> Spe
     return Spec(check_shape("compiled.spec", extents), dtypes.of(dtype))
 
 
-@dataclass(frozen=True)
-class KernelSummary:
-    """One kernel of a compiled function: what it stores, its floating-point operations and bytes, and its chunks.
+def target_of(target: Target | str) -> Target:
+    """The target itself, or that of the name; see `target.named`. ValueError for an unknown name."""
+    return target if isinstance(target, Target) else targets.named(target)
 
-    `launch` numbers what is started by one call and waited for once: kernels of one launch run side by side.
-    `layers` are the layer paths it computes something of; `flops` counts each fused operation once per element, and
-    `bytes` every element that is read or stored once.
+
+class AheadOfTime:
+    """What compiled functions and training steps have in common: native functions by name, and a look inside them.
+
+    functions: by name, "call" of a function, "step", "predict", ... of a training step.
     """
 
-    stores: tuple[str, ...]
-    layers: tuple[str, ...]
-    flops: int
-    bytes: int
-    chunks: int
-    launch: int
+    functions: Mapping[str, Native]
+    _main: str
+    _target: Target
 
+    def artifact(self, target: Target | str | None = None) -> Artifact:
+        """The functions as plain data, for the target they were compiled for or compiled anew for another one."""
+        raise NotImplementedError
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes a call needs.
-
-    inputs: parameters and optimizer state for a training step, and the batch.
-    outputs: what it computes; `in_place` of them can be written over inputs, if the caller gives those up.
-    arena: for intermediates, of which `lower_bound` are alive at once; scratch_per_thread: beside it.
-    """
-
-    arena: int
-    lower_bound: int
-    scratch_per_thread: int
-    inputs: int
-    outputs: int
-    in_place: int = 0
+    def _functions(self, target: Target | str | None) -> tuple[Target, tuple[Any, ...]]:
+        if target is None or (wanted := target_of(target)) == self._target:
+            return self._target, tuple(native.function for native in self.functions.values())
+        return wanted, tuple(native.function_for(wanted) for native in self.functions.values())
 
     @property
-    def peak(self) -> int:
-        """The bytes of a call on one thread that may write over its inputs."""
-        return self.inputs + self.outputs - self.in_place + self.arena + self.scratch_per_thread
+    def stages(self) -> Mapping[str, str]:
+        return self.functions[self._main].function.stages
 
-    def __repr__(self) -> str:
-        over = self.arena / self.lower_bound - 1 if self.lower_bound else 0.0
-        return (
-            f"<memory: peak {_size(self.peak)} = inputs {_size(self.inputs)} + outputs "
-            f"{_size(self.outputs - self.in_place)} (and {_size(self.in_place)} in place) + arena {_size(self.arena)} "
-            f"({over:.1%} over the {_size(self.lower_bound)} alive at once) + scratch "
-            f"{_size(self.scratch_per_thread)} for each thread>"
-        )
+    @property
+    def kernels(self) -> tuple[KernelSummary, ...]:
+        return self.functions[self._main].function.details.kernels
 
+    @property
+    def memory(self) -> Memory:
+        return self.functions[self._main].function.details.memory
 
-def _size(count: int) -> str:
-    """Bytes for people: "512 B", "1.5 kB", "23.4 MB"."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 999.95:
-            return f"{value:.1f} {unit}" if unit != "B" else f"{count} B"
-        value /= 1000
-    return f"{value:,.2f} GB"
+    @property
+    def cost(self) -> Cost:
+        return self.functions[self._main].function.details.cost
+
+    def _summary(self) -> str:
+        program = self.functions[self._main].function.program
+        return f"{len(program.calls)} kernels in {len(program.bundles)} launches, {self.cost.flops:,} flops"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Floating-point operations and bytes of memory traffic of one call, summed over the kernels."""
-
-    flops: int
-    bytes: int
-
-
-class Stages(Mapping[str, str]):
-    """The text of each stage of the pipeline by name, made when it is looked at."""
-
-    def __init__(self, compilation: Compilation):
-        self._compilation = compilation
-
-    def __getitem__(self, name: str) -> str:
-        if name == "assembly":
-            from kaun.runtime import engine
-
-            target = targets.host()
-            modules = [*self._compilation.program.kernels, self._compilation.program.entry]
-            return "\n".join(engine.assembly(m.emit(f"kernel_{i}"), target) for i, m in enumerate(modules))
-        if name not in self:
-            raise KeyError(f"compiled.stages: got {name!r}, expected one of {', '.join(self)}")
-        return self._compilation.stage(name)
-
-    def __contains__(self, name: object) -> bool:
-        return any(name == stage for stage in self)
-
-    def __iter__(self) -> Iterator[str]:
-        from kaun.compiler.pipeline import STAGES
-
-        return iter((*STAGES, "assembly"))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        return f"<stages {', '.join(self)}>"
-
-
-class Compiled:
+class Compiled(AheadOfTime):
     """A function compiled for one type of arguments. Called like the function, it never traces again.
 
     stages: the text of each stage of the pipeline by name: "traced", "differentiated", "simplified", "fused",
@@ -145,89 +96,121 @@ class Compiled:
     memory: a `Memory`; cost: a `Cost`.
     """
 
-    def __init__(self, function: Callable[..., Any], specs: tuple[Any, ...]):
-        self._name = getattr(function, "__name__", "function")
-        self._specs = specs
-        self._function = Function(getattr(function, "function", function))
-        arguments = ptree.map(lambda leaf: nx.Tensor(execution.placeholder(leaf.shape, dtypes.of(leaf.dtype))), specs)
-        self._special: Specialisation = self._function.specialise(*arguments)
+    _main = "call"
+
+    def __init__(self, name: str, native: Native, given: tuple[Argument, ...], result: Structure, target: Target):
+        self._name, self._native, self._arguments, self._result = name, native, given, result
+        self._target = target
+        self.functions = {"call": native}
 
     def __call__(self, *trees: Any) -> Any:
         """The function's result. TypeError or ValueError, naming the argument, where a type differs from its spec."""
-        self._check(trees)
-        return self._function(*trees)
+        where = f"compiled.{self._name}"
+        if len(trees) != len(self._arguments):
+            raise TypeError(f"{where}: got {len(trees)} arguments, expected {len(self._arguments)}")
+        nodes: list[Node] = []
+        for argument, tree in zip(self._arguments, trees, strict=True):
+            nodes += argument.nodes(where, tree)
+        given = tracing.known_nodes(nodes)
+        if given is None:
+            if execution.is_traced(nodes):
+                return self._result([nx.Tensor(node) for node in self._native.spliced(nodes)])
+            given = execution.realize(nodes)
+        return self._result([nx.Tensor(execution.computed_leaf(storage)) for storage in self._native(given)])
 
-    def _check(self, trees: tuple[Any, ...]) -> None:
-        if len(trees) != len(self._specs):
-            raise TypeError(f"compiled.{self._name}: got {len(trees)} arguments, expected {len(self._specs)}")
-        for position, (given, expected) in enumerate(zip(trees, self._specs, strict=True)):
-            where = f"compiled.{self._name}: argument {position}"
-            found = ptree.difference(ptree.structure(expected), ptree.structure(given))
-            if found is not None:
-                raise ValueError(f"{where} differs from its spec at {found}")
-            for (path, wanted), leaf in zip(ptree.flatten_with_paths(expected), ptree.leaves(given), strict=True):
-                tensor = leaf if isinstance(leaf, nx.Tensor) else nx.asarray(leaf)
-                at = f" at `{path}`" if path else ""
-                if tensor.shape != wanted.shape:
-                    raise ValueError(f"{where}{at}: got shape {list(tensor.shape)}, expected {list(wanted.shape)}")
-                if tensor.dtype is not wanted.dtype:
-                    raise TypeError(f"{where}{at}: got dtype {tensor.dtype}, expected {wanted.dtype}")
-
-    @property
-    def _compilation(self) -> Compilation:
-        return self._special.compiled.compilation
-
-    @property
-    def stages(self) -> Stages:
-        return Stages(self._compilation)
-
-    @property
-    def kernels(self) -> tuple[KernelSummary, ...]:
-        compilation = self._compilation
-        launches = [i for i, bundle in enumerate(compilation.program.bundles) for chain in bundle for _ in chain.calls]
-        return tuple(
-            KernelSummary(
-                stores=tuple(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs),
-                layers=tuple(sorted({n.source.path for n in scheduled.nodes if n.source.path})),
-                flops=sum(node.op.flops(node) for node in scheduled.nodes),
-                bytes=traffic_bytes(scheduled.reads, scheduled.outputs, scheduled.nodes),
-                chunks=how.chunks,
-                launch=launch,
-            )
-            for scheduled, how, launch in zip(compilation.kernels, compilation.launches, launches, strict=True)
-        )
-
-    @property
-    def memory(self) -> Memory:
-        program = self._compilation.program
-        return Memory(
-            arena=program.arena_bytes,
-            lower_bound=self._compilation.lower_bound_bytes,
-            scratch_per_thread=program.scratch_bytes,
-            inputs=sum(array.nbytes for array in program.inputs),
-            outputs=sum(array.nbytes for array in program.outputs),
-            in_place=sum(program.outputs[output].nbytes for _, output in program.aliases),
-        )
-
-    @property
-    def cost(self) -> Cost:
-        kernels = self.kernels
-        return Cost(sum(kernel.flops for kernel in kernels), sum(kernel.bytes for kernel in kernels))
+    def artifact(self, target: Target | str | None = None) -> Artifact:
+        wanted, functions = self._functions(target)
+        trees = {
+            "arguments": [[argument.label, tree_data.encoded(argument.structure)] for argument in self._arguments],
+            "result": tree_data.encoded(self._result),
+        }
+        return Artifact("function", self._name, functions, wanted, trees, versions())
 
     def __repr__(self) -> str:
-        program = self._compilation.program
-        counts = f"{len(program.calls)} kernels in {len(program.bundles)} launches"
-        return f"<compiled {self._name}: {counts}, {self.cost.flops:,} flops>"
+        return f"<compiled {self._name}: {self._summary()}>"
 
 
-def compile(function: Callable[..., Any], *specs: Any) -> Compiled:
+def compile(function: Callable[..., Any], *specs: Any, target: Target | str = "host") -> Compiled:
     """`function` traced and compiled now, for arguments of these types.
 
     specs: a tree for each positional argument, with a `spec` (or a tensor that stands for its type) at each leaf.
+    target: the machine to compile for, by name ("linux-x86_64-v3") or as a `Target`; can be called if it can run here.
 
         step = kn.compile(lambda x, w: nx.tanh(x @ w), kn.spec((64, 784)), kn.spec((784, 10)))
         print(step.stages["fused"])
 
     Errors in the function surface here; wrong types at a call are a ValueError or TypeError that names the argument.
     """
-    return Compiled(function, specs)
+    wanted = target_of(target)
+    name = getattr(function, "__name__", "function")
+    traceable = getattr(function, "function", function)
+    names = _parameter_names(traceable, len(specs))
+    given = tuple(
+        argument_of_spec(f"argument {position}", names[position], tree) for position, tree in enumerate(specs)
+    )
+    found = traced(f"compiled.{name}", traceable, given)
+    outputs = result_leaves("result", found.result, found.graph.outputs)
+    native = native_of("call", found, given, outputs, wanted)
+    made = Compiled(name, native, given, found.result, wanted)
+    if wanted == targets.host():
+        _ = native.compiled
+    return made
+
+
+def argument_of_spec(label: str, name: str, tree: Any) -> Argument:
+    """The argument that a tree of specs, or of tensors that stand for theirs, describes."""
+    leaves, structure = ptree.flatten(arguments.with_leaves(tree))
+    types = [Spec(tuple(leaf.shape), dtypes.of(leaf.dtype)) for leaf in leaves]
+    return arguments.argument(label, name, structure, types)
+
+
+def traced(where: str, function: Callable[..., Any], given: Iterable[Argument]) -> tracing.Traced:
+    """The function traced for these arguments. ValueError if it uses what another function is being traced for."""
+    trees = [
+        argument.structure([nx.Tensor(execution.placeholder(leaf.shape, leaf.dtype)) for leaf in argument.leaves])
+        for argument in given
+    ]
+    leaves, structure = ptree.flatten(tuple(trees))
+    found = tracing.trace(function, structure, [leaf._node for leaf in leaves])
+    if found is None:
+        raise ValueError(f"{where}: the function uses an argument of a function that is being traced")
+    return found
+
+
+def result_leaves(name: str, structure: Structure, nodes: Iterable[Node]) -> tuple[Leaf, ...]:
+    """Leaves for the results of a function."""
+    return tuple(
+        Leaf(joined(name, path), node.dtype, node.shape) for path, node in zip(structure.paths, nodes, strict=True)
+    )
+
+
+def native_of(
+    name: str, found: tracing.Traced, given: Iterable[Argument], outputs: tuple[Leaf, ...], target: Target,
+    tensors: Sequence[Storage] = (),
+) -> TracedNative:  # fmt: skip
+    """The native function of what was traced for these arguments, and then for `tensors`, which are constants."""
+    inputs = [leaf for argument in given for leaf in argument.leaves]
+    constants = [*tensors, *found.captured]
+    for number, storage in enumerate(constants):
+        inputs.append(Leaf(f"constants.{number}", storage.dtype, storage.shape))
+    return TracedNative(name, found.graph, tuple(inputs), outputs, constants, target)
+
+
+def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:
+    """What the function calls its first arguments; their numbers where it does not tell."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # built in, without a signature
+        parameters = []
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+    named = [f"{name}_" if name == "constants" else name for name in named]
+    return named + [str(number) for number in range(len(named), count)]
+
+
+def versions() -> dict[str, str]:
+    """What an artifact that is made now is made by."""
+    import kaun
+    from kaun.runtime import engine
+    from kaun.runtime.cache import compiler_version
+
+    return {"kaun": kaun.__version__, "compiler": compiler_version()[:16], "engine": engine.version()}

@@ -125,15 +125,10 @@ def has_value(node: Node) -> bool:
     return node.value is not None and (node.op is ops.input_ or bool(node.inputs))
 
 
-class CompiledGraph:
-    """A compiled graph, called with storages."""
+class CompiledProgram:
+    """A program with its machine code, called with storages."""
 
-    def __init__(self, graph: Graph, text: str, target: targets.Target):
-        self._graph, self._target = graph, target
-        executable = self._stored(text)
-        if executable is None:
-            executable = Executable(self.compilation.program, target)
-            stored_programs.store(text, target, executable.program)
+    def __init__(self, executable: Executable):
         self.executable, program = executable, executable.program
         # The computed outputs, and where each result is found: an input handed through, or one of them.
         self.outputs = [Result.of(output.dtype, output.shape, output.nbytes) for output in program.outputs]
@@ -142,6 +137,29 @@ class CompiledGraph:
         # The input whose memory a computed output may take, if there is one.
         self.donors = [donors.get(number) for number in range(len(self.outputs))]
         self._straight = self.results == [(False, number) for number in range(len(self.outputs))]
+
+    def __call__(self, inputs: list[Storage]) -> list[Storage]:
+        """The results for storages of the program's input types."""
+        outputs = [Storage(output) for output in self.outputs]
+        executable = self.executable
+        executable.start(executable.record([storage.address for storage in inputs + outputs]))
+        return outputs if self._straight else self.arranged(inputs, outputs)
+
+    def arranged(self, inputs: Sequence[Storage], outputs: Sequence[Storage]) -> list[Storage]:
+        """The results, of inputs and computed outputs."""
+        return [inputs[position] if given else outputs[position] for given, position in self.results]
+
+
+class CompiledGraph(CompiledProgram):
+    """A compiled graph, called with storages."""
+
+    def __init__(self, graph: Graph, text: str, target: targets.Target):
+        self._graph, self._target = graph, target
+        executable = self._stored(text)
+        if executable is None:
+            executable = Executable(self.compilation.program, target)
+            stored_programs.store(text, target, executable.program)
+        super().__init__(executable)
 
     def _stored(self, text: str) -> Executable | None:
         """The program as it is kept on disk; None, and deleted, if no kernel can be made of what is there."""
@@ -161,24 +179,13 @@ class CompiledGraph:
 
         return Compilation(self._graph, vector_target(self._target))
 
-    def __call__(self, inputs: list[Storage]) -> list[Storage]:
-        """The results for storages of the graph's input types."""
-        outputs = [Storage(output) for output in self.outputs]
-        executable = self.executable
-        executable.start(executable.record([storage.address for storage in inputs + outputs]))
-        return outputs if self._straight else self.arranged(inputs, outputs)
 
-    def arranged(self, inputs: Sequence[Storage], outputs: Sequence[Storage]) -> list[Storage]:
-        """The results, of inputs and computed outputs."""
-        return [inputs[position] if given else outputs[position] for given, position in self.results]
-
-
-def compiled(graph: Graph, text: str | None = None) -> CompiledGraph:
+def compiled(graph: Graph, text: str | None = None, target: targets.Target | None = None) -> CompiledGraph:
     """The compiled form of `graph`: made once for each structure and machine, whatever the graph's nodes are.
 
-    `text`: the graph's `key`, where the caller has it already.
+    `text`: the graph's `key`, where the caller has it already. `target`: this machine, or what it can run.
     """
-    target = targets.host()
+    target = targets.host() if target is None else target
     text = key(graph) if text is None else text
     name = (text, target.key)
     found = _remembered(name)

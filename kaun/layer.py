@@ -84,7 +84,7 @@ class Layer(Described):
 
 
 def init(model: Layer, *, dtype: DType = float32) -> Vars:
-    """Fresh variables in `dtype`, computed. Random initialisers draw from the RNG scope.
+    """Fresh variables in `dtype`, computed. Random initialisers draw from the RNG scope. Traced where that is.
 
     TypeError for a dtype that is not a float.
     """
@@ -94,7 +94,9 @@ def init(model: Layer, *, dtype: DType = float32) -> Vars:
     if not isinstance(model, Layer):
         raise TypeError(f"layer.init: got model {type(model).__name__}, expected a Layer")
     made = _made(model, model.init(dtype=dtype))
-    nx.realize(*ptree.leaves(made.params), *ptree.leaves(made.state))
+    leaves = [*ptree.leaves(made.params), *ptree.leaves(made.state)]
+    if not any(map(nx.is_traced, leaves)):
+        nx.realize(*leaves)
     return made
 
 

@@ -18,7 +18,7 @@ from operator import attrgetter
 from sys import getrefcount
 from typing import Generic, TypeVar
 
-from kaun.execution import CompiledGraph, Storage
+from kaun.execution import CompiledProgram, Storage
 from kaun.runtime.program import DONE
 
 # What `getrefcount` tells of an object that only one list refers to, counted as below.
@@ -48,7 +48,7 @@ class Row(Generic[Form]):
         record = self._record
         return self._after if record is None or record[DONE] else self._before
 
-    def run(self, compiled: CompiledGraph, others: list[Storage], form: Form) -> list[Storage]:
+    def run(self, compiled: CompiledProgram, others: list[Storage], form: Form) -> list[Storage]:
         """Run a program on the storages and `others`, which makes a row of `form`; the results before the new row."""
         now = self.current()
         # In this order, so that an interrupt anywhere in between finds the same storages.
@@ -65,7 +65,7 @@ class Row(Generic[Form]):
         return results[:first]
 
 
-def _outputs(row: list[Storage], compiled: CompiledGraph) -> list[Storage]:
+def _outputs(row: list[Storage], compiled: CompiledProgram) -> list[Storage]:
     """Storages for what the program computes: those of the row that it may overwrite, and new ones."""
     counts = list(map(getrefcount, row))
     outputs = []

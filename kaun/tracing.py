@@ -15,6 +15,34 @@ from kaun.execution import CompiledGraph, Storage
 MOST_SPECIALISATIONS = 128
 
 
+class Traced(NamedTuple):
+    """A function as a graph of the leaves of its arguments, and of what it captured after them."""
+
+    graph: Graph
+    # The numbers of tensors that the function used without being given them; they follow the arguments.
+    captured: tuple[Storage, ...]
+    result: ptree.Structure
+
+
+def trace(function: Callable[..., Any], structure: ptree.Structure, nodes: Iterable[Node]) -> Traced | None:
+    """`function` traced for a tuple of trees of this structure whose leaves have the types of `nodes`.
+
+    None if it used what has no value outside of another trace.
+    """
+    inputs = [execution.placeholder(node.shape, node.dtype) for node in nodes]
+    result = function(*structure([nx.Tensor(node) for node in inputs]))
+    leaves, rebuild = _flatten(result)
+    outputs = tuple(_node(leaf) for leaf in leaves)
+    known = set(inputs)
+    order = topological(outputs, stop=execution.has_value)
+    if any(node.op is ops.input_ and node.value is None and node not in known for node in order):
+        return None
+    captured = [node for node in order if execution.has_value(node) and node not in known]
+    names = structure.paths + tuple(f"captured.{i}" for i in range(len(captured)))
+    graph = Graph((*inputs, *captured), outputs, names)
+    return Traced(graph, tuple(node.value for node in captured), rebuild)
+
+
 class Specialisation(NamedTuple):
     """A function traced for one structure of arguments."""
 
@@ -38,6 +66,16 @@ def known(leaves: Iterable[Any]) -> list[Storage] | None:
         if type(leaf) is not nx.Tensor:
             return None
         node = leaf._node
+        if node.value is None or not (node.inputs or node.op is ops.input_):
+            return None
+        storages.append(node.value)
+    return storages
+
+
+def known_nodes(nodes: Iterable[Node]) -> list[Storage] | None:
+    """The storages of nodes that all have values; None if one does not."""
+    storages = []
+    for node in nodes:
         if node.value is None or not (node.inputs or node.op is ops.input_):
             return None
         storages.append(node.value)
@@ -116,20 +154,10 @@ class Function:
 
     def _trace(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation | None:
         """The new specialisation; None if the function captured what has no value outside of another trace."""
-        inputs = [execution.placeholder(node.shape, node.dtype) for node in nodes]
-        names = tuple(path for path, _ in ptree.flatten_with_paths(structure([nx.Tensor(node) for node in nodes])))
-        result = self.function(*structure([nx.Tensor(node) for node in inputs]))
-        leaves, rebuild = _flatten(result)
-        outputs = tuple(_node(leaf) for leaf in leaves)
-        known = set(inputs)
-        order = topological(outputs, stop=execution.has_value)
-        if any(node.op is ops.input_ and node.value is None and node not in known for node in order):
+        found = trace(self.function, structure, nodes)
+        if found is None:
             return None
-        captured = [node for node in order if execution.has_value(node) and node not in known]
-        names += tuple(f"captured.{i}" for i in range(len(captured)))
-        graph = Graph((*inputs, *captured), outputs, names)
-        storages = tuple(node.value for node in captured)
-        return Specialisation(graph, execution.compiled(graph), storages, rebuild)
+        return Specialisation(found.graph, execution.compiled(found.graph), found.captured, found.result)
 
 
 def _flatten(tree: Any) -> tuple[list[Any], ptree.Structure]:

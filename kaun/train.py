@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kaun import execution, nx, observe, optim, ptree, tracing
 from kaun import layer as layers
@@ -38,7 +38,20 @@ from kaun.progress import Bar
 from kaun.ptree import Tree
 from kaun.remat import checked_budget
 from kaun.runtime import buffers
-from kaun.training_step import PreparedStep, RowForm, StepFunction, forward, row_form, row_structure, traceable_step
+from kaun.training_state import State as State
+from kaun.training_step import (
+    PreparedStep,
+    RowForm,
+    StepFunction,
+    forward,
+    row_structure,
+    traceable_prediction,
+    traceable_step,
+)
+
+if TYPE_CHECKING:
+    from kaun.compiled_step import CompiledStep
+    from kaun.runtime.target import Target
 
 Loss = Callable[..., Tensor]
 
@@ -75,67 +88,6 @@ class Trainer:
         return found
 
 
-@dataclass(frozen=True, repr=False)
-class State:
-    """All of a training run: variables, optimizer state, number of steps made (int32) and random key. Immutable."""
-
-    vars: Vars
-    opt_state: Tree
-    step: Tensor
-    rng: Tensor
-
-    # A state that a step returned holds its numbers in a row, which is what the next step takes; the fields above are
-    # made from them when something asks.
-
-    @classmethod
-    def _of(cls, storages: list[Storage], form: RowForm, rng: Tensor) -> State:
-        state = object.__new__(cls)
-        state.__dict__.update(_row=(storages, form), rng=rng)
-        return state
-
-    def __getattr__(self, name: str) -> Any:
-        row = self.__dict__.get("_row")
-        if row is None or name not in ("vars", "opt_state", "step"):
-            raise AttributeError(f"'State' object has no attribute {name!r}")
-        storages, form = row
-        params, state, opt_state, step = form.tensors(storages)
-        self.__dict__.update(vars=Vars(params, state, form.dtype), opt_state=opt_state, step=step)
-        return self.__dict__[name]
-
-    def _as_row(self) -> tuple[list[Storage], RowForm] | None:
-        """The numbers in a row, and what they are; None if a tensor of the state is being traced and has none."""
-        found: tuple[list[Storage], RowForm] | None = self.__dict__.get("_row")
-        if found is None:
-            leaves, structure = ptree.flatten((self.vars.params, self.vars.state, self.opt_state, self.step))
-            nodes = [nx.asarray(leaf)._node for leaf in leaves]
-            if execution.is_traced(nodes):
-                return None
-            storages = execution.realize(nodes)
-            found = storages, row_form(structure, self.vars.dtype, tracing.types_of(storages))
-            self.__dict__["_row"] = found
-        return found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return State, (self.vars, self.opt_state, self.step, self.rng)
-
-    def __repr__(self) -> str:
-        step = repr(self.step) if nx.is_traced(self.step) else self.step.item()
-        parts = [f"vars={self.vars!r}", f"opt_state={ptree.text(self.opt_state)}", f"step={step}"]
-        return block("State(", [*parts, f"rng={ptree.text(self.rng)}"], ")")
-
-    def to_tree(self) -> ptree.Dict:
-        """The state as a tree: `params`, `state`, `optimizer`, `step`, `rng`."""
-        return ptree.Dict(
-            params=self.vars.params, state=self.vars.state, optimizer=self.opt_state, step=self.step, rng=self.rng
-        )
-
-    def with_tree(self, tree: Tree) -> State:
-        """The state with the tensors of a tree that `to_tree` of such a state gave."""
-        entries = ptree.as_tree(tree)
-        variables = Vars(entries["params"], entries["state"], self.vars.dtype)
-        return State(variables, entries["optimizer"], entries["step"], entries["rng"])
-
-
 def make(*, model: Layer, optimizer: Transformation, memory_budget: int | None = None) -> Trainer:
     """A trainer.
 
@@ -166,7 +118,8 @@ def make_state(trainer: Trainer, vars: Vars) -> State:
     except ValueError:
         key = nx.rng.key(0)
     counter = nx.zeros((), dtype=int32)
-    nx.realize(counter, key)
+    if not nx.is_traced(key):
+        nx.realize(counter, key)
     return State(vars, optim.init(trainer.optimizer, vars.params), counter, key)
 
 
@@ -489,9 +442,50 @@ def predict(trainer: Trainer, st: State, x: Any, *, ctx: Context | None = None) 
     """The model's output for `x` in evaluation mode: no dropout, running statistics, nothing updated."""
     _check_given("predict", trainer, st)
     dtype = st.vars.dtype
-
-    def traceable(params: Tree, state: Tree, x: Any, context: ptree.Dict) -> Any:
-        return forward(trainer, Vars(params, state, dtype), x, False, context)[0]
-
-    compiled = trainer._remembered(("predict", dtype), lambda: tracing.Function(traceable))
+    compiled = trainer._remembered(
+        ("predict", dtype), lambda: tracing.Function(traceable_prediction(trainer, dtype))
+    )
     return compiled(st.vars.params, st.vars.state, _as_input(x), _context_tree(ctx))
+
+
+# --- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def compile(
+    trainer: Trainer,
+    *,
+    x: Any,
+    y: Any = None,
+    loss: Loss,
+    ctx: Mapping[str, Any] | None = None,
+    dtype: DType = float32,
+    state: State | None = None,
+    target: Target | str = "host",
+) -> CompiledStep:
+    """The training step, and prediction, evaluation and the first state beside it, traced and compiled now.
+
+    x, y: the types of a batch and its targets: `kn.spec`s, or trees of them. The loss is `loss(output, y)`, without `y`
+        `loss(output)`.
+    ctx: the types of the context's tensors by name.
+    dtype: of the variables, unless `state` is given, a state that steps are to start from: its numbers go along.
+    target: the machine to compile for, by name ("linux-x86_64-v3") or as a `Target`; can be called if it can run here.
+
+        loss = kn.loss.cross_entropy_sparse
+        step = kn.train.compile(trainer, x=kn.spec((64, 784)), y=kn.spec(64, kn.int32), loss=loss)
+        with nx.rng.run(seed=42):
+            st = step.init()
+        for x, y in batches:
+            value, st = step(st, x, y)
+        logits = step.predict(st, x)
+
+    Steps give the same bits as `train.step`. What is wrong in model or loss surfaces here, and so does, as a
+    ValueError, a model whose initialisers look at the numbers they draw, unless `state` is given.
+    """
+    from kaun.traced_step import compile_step
+
+    if not isinstance(trainer, Trainer):
+        raise TypeError(f"train.compile: got a trainer of type {type(trainer).__name__}, expected a Trainer")
+    if state is not None:
+        _check_given("compile", trainer, state)
+    _check_loss("compile", loss)
+    return compile_step(trainer, x=x, y=y, loss=loss, ctx=ctx, dtype=dtype, state=state, target=target)

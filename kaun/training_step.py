@@ -58,14 +58,17 @@ def row_form(structure: Structure, dtype: DType, types: tuple[Hashable, ...]) ->
     return RowForm(structure, dtype, types)
 
 
+def row_paths(structure: Structure) -> list[str]:
+    """What the leaves of such a state are called, such as "params.0.weight": the paths of `State.to_tree`."""
+    parts = ("params", "state", "optimizer", "step")
+    split = [path.partition(".") for path in structure.paths]
+    return [parts[int(part)] + dot + rest for part, dot, rest in split]
+
+
 @functools.lru_cache(maxsize=256)
 def row_structure(structure: Structure) -> Structure:
     """The structure of a Dict of all leaves of such a state, whose keys are the names of a step's inputs."""
-    parts = ("params", "state", "optimizer", "step")
-    names = []
-    for path in structure.paths:
-        part, *steps = path.split(".")
-        names.append("/".join((parts[int(part)], *steps)))
+    names = [path.replace(".", "/") for path in row_paths(structure)]
     if len(set(names)) < len(names):  # a name with a slash in it
         names = [f"{number}/{name}" for number, name in enumerate(names)]
     return ptree.structure(ptree.Dict({name: np.zeros(()) for name in names}))
@@ -144,6 +147,27 @@ def traceable_step(
         if found is not None:
             raise ValueError(f"train.step: the states before and after the step differ at {found}")
         return value, in_a_row(ptree.leaves(ptree.map2(lambda _, new: new, before, after)))
+
+    return traceable
+
+
+def traceable_prediction(trainer: Trainer, dtype: DType) -> Callable[..., Any]:
+    """The model's output in evaluation mode, as a function of trees."""
+
+    def traceable(params: Tree, state: Tree, x: Any, context: ptree.Dict) -> Any:
+        return forward(trainer, Vars(params, state, dtype), x, False, context)[0]
+
+    return traceable
+
+
+def traceable_evaluation(trainer: Trainer, captured: Captured, dtype: DType) -> Callable[..., Any]:
+    """The loss in evaluation mode, as a function of trees."""
+
+    def traceable(
+        params: Tree, state: Tree, x: Any, targets: tuple[Any, ...], context: ptree.Dict, tensors: tuple[Tensor, ...]
+    ) -> Tensor:
+        output, _ = forward(trainer, Vars(params, state, dtype), x, False, context)
+        return _scalar(captured.rebind(tensors)(output, *targets))
 
     return traceable
 

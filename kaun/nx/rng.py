@@ -8,10 +8,10 @@ sequence.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -52,11 +52,23 @@ def threefry2x32(key: Key, counter: Key) -> Key:
 
 
 class _Scope:
-    """A key and how many child keys it has given. The count is atomic: threads may share a scope."""
+    """A key and how many child keys it has given. Taking them is atomic: threads may share a scope.
 
-    def __init__(self, key: Key | Node) -> None:
+    `first` is the number of its first child, where that is traced.
+    """
+
+    def __init__(self, key: Key | Node, first: Node | None = None) -> None:
         self.key = key
-        self.count = itertools.count()
+        self.first = first
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int = 1) -> int:
+        """The number of the next child of `count` in a row."""
+        with self._lock:
+            number = self.count
+            self.count += count
+            return number
 
 
 _scope: ContextVar[_Scope | None] = ContextVar("random_scope", default=None)
@@ -110,10 +122,35 @@ def _next_key(function: str) -> Tensor:
         raise invalid_value(
             function, "no random scope is active; wrap the call in `with nx.rng.run(seed=...):` or pass a key"
         )
-    number = next(scope.count)
+    number = scope.take()
     if isinstance(scope.key, Node):
-        return Tensor(_fold_in(scope.key, number))
+        return Tensor(_fold_in(scope.key, number, scope.first))
     return _concrete(threefry2x32(scope.key, (0, number)))
+
+
+@contextmanager
+def traced_scope(key: TensorLike, first: TensorLike) -> Iterator[Callable[[], int]]:
+    """A scope whose key, and the number of whose first child (uint32), are traced: a function of where `take` stands.
+
+    What it gives is called for how many children were taken.
+    """
+    node = _key_node("nx.rng.traced_scope", key)
+    scope = _Scope(node, node_of("nx.rng.traced_scope", first))
+    with _entered(scope):
+        yield lambda: scope.count
+
+
+def take(count: int) -> tuple[Tensor, int]:
+    """The key of the innermost scope and the number of its next child; `count` children are taken with it.
+
+    A function traced in `traced_scope` of these two draws what it would have drawn here. ValueError outside of any
+    scope, and in one whose key is being traced.
+    """
+    scope = _scope.get()
+    if scope is None or isinstance(scope.key, Node):
+        problem = "no random scope is active" if scope is None else "the scope's key is being traced"
+        raise invalid_value("nx.rng.take", f"{problem}; wrap the call in `with nx.rng.run(seed=...):`")
+    return _concrete(scope.key), scope.take(count)
 
 
 def key(seed: int) -> Tensor:
@@ -141,8 +178,10 @@ def split(key: TensorLike, count: int = 2) -> list[Tensor]:
     return [fold_in(key, number) for number in range(count)]
 
 
-def _fold_in(key: Node, number: int) -> Node:
-    return ops.random_bits(key, full(number, dtypes.uint32), shape=(2,))
+def _fold_in(key: Node, number: int, first: Node | None = None) -> Node:
+    """Child `first` + `number` of a key."""
+    counter = full(number, dtypes.uint32)
+    return ops.random_bits(key, counter if first is None else first + counter, shape=(2,))
 
 
 def _concrete(words: Key) -> Tensor:

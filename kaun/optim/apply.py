@@ -18,7 +18,10 @@ from .transformation import Transformation, checked_update
 
 def init(tx: Transformation, params: Tree) -> Tree:
     """The optimizer's first state for these parameters."""
-    return _settled(tx.init(_tensors(params)))
+    tensors = _tensors(params)
+    state = tx.init(tensors)
+    # Zeros do not depend on parameters that are being traced, and are a part of that trace all the same.
+    return state if any(map(nx.is_traced, ptree.leaves(tensors))) else _settled(state)
 
 
 def step(tx: Transformation, st: Tree, params: Tree, grads: Tree) -> tuple[Tree, Tree]:
