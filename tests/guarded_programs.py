@@ -262,6 +262,27 @@ def _convolution(source: random.Random) -> Example | None:
     return _exact((x, w, b, cotangent), (z, *gradients([z], [cotangent], [x, w, b])))
 
 
+# Contractions with column sums
+
+
+def column_sums() -> Iterator[Example]:
+    """Sums over the depth beside a product, some with an update: odd and deep sizes, batches, masks, narrow types."""
+    source = random.Random(12)
+    kinds = (dtypes.float32, dtypes.float32, dtypes.float64, dtypes.int32, dtypes.float16)
+    sizes = (1, 2, 3, 8, 17, 31, 64, 130)
+    for number in range(30):
+        dtype = kinds[number % len(kinds)]
+        batch, depth = source.choice((1, 1, 3)), source.choice((*sizes, 600))
+        rows, columns = source.choice(sizes), source.choice(sizes)
+        x = ops.input_(identity="x", dtype=dtype, shape=(batch, depth, rows))
+        g = ops.input_(identity="g", dtype=dtype, shape=(batch, depth, columns))
+        b = ops.input_(identity="b", dtype=dtype, shape=(batch, columns))
+        right = ops.where(ops.lt(full(0, dtype, g.shape), g), ops.add(g, g), g) if source.random() < 0.4 else g
+        product = ops.dot_general(x, right, lhs_batch=(0,), rhs_batch=(0,), lhs_contract=(1,), rhs_contract=(1,))
+        summed = ops.reduce_sum(right, axes=(1,))
+        yield _exact((x, g, b), (product, ops.sub(b, summed), *([summed] if source.random() < 0.3 else [])))
+
+
 def _exact(inputs: Sequence[Node], outputs: Sequence[Node]) -> Example:
     """Small integers as arguments, so that every order of summation gives the same floats."""
     draw = np.random.default_rng(len(inputs))
@@ -436,7 +457,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     for family in (
         movement, reductions, scatters, large_scatters, gathered_rows, convolutions, images, last_blocks_of_images,
         narrow_single_lanes, rows_of_padding, reversed_halves, rows_found_by_reductions,
-        padded_columns_without_vectors, rows_read_again, places_of_extrema, attention,
+        padded_columns_without_vectors, column_sums, rows_read_again, places_of_extrema, attention,
     )
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ how C is finished (a callback evaluates the epilogue on each vector of sums and 
               micro-kernel: tile (+)= A panel * B panel        registers only, vectors along n
               if this k block is the last: finish(tile)
 
+Where column sums are wanted too, the chunks with the first rows add up B's rows block by block (`column_sums.py`).
+
 A's panel stays in the first-level cache for a whole sweep over j, B's block in the second-level one for all i. Tiles
 live in scratch: one if there is a single k block, else the whole block of C. Sums are always taken in the order of k,
 and which thread runs a chunk changes nothing, so a result has the same bits on any number of threads.
@@ -22,10 +24,12 @@ and which thread runs a chunk changes nothing, so a result has the same bits on 
 
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from llvmlite import ir
 
+from .column_sums import ColumnSums, FinishColumns
 from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
 from .contraction_packing import pack_memory_a, pack_memory_b
 from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, smaller
@@ -82,6 +86,7 @@ class _Template:
     a: Memory | Packed
     b: Memory | Packed
     finish: Finish
+    finish_columns: FinishColumns | None
     scalar: ir.Type
     scratch: ir.Value
     a_panel: ir.Value
@@ -103,6 +108,7 @@ def emit(
     a: Memory | Packed,
     b: Memory | Packed,
     finish: Finish,
+    finish_columns: FinishColumns | None = None,
 ) -> None:
     """Emit chunks [begin, end) of the contraction into `function`, void(ptr buffers, i64 begin, i64 end, ptr scratch).
 
@@ -111,8 +117,11 @@ def emit(
     word must be zero when a thread begins the kernel's loop and may then be left alone (see runtime/threads.py).
     Micro-kernels become internal functions of the same module, named after `function`. Callbacks may open blocks.
 
-    Raises ValueError if a computed operand comes as Memory, or one to be read in place as Packed.
+    Raises ValueError if a computed operand comes as Memory, or one to be read in place as Packed, and if column sums
+    are wanted and not finished, or the other way round.
     """
+    if contraction.column_sums != (finish_columns is not None):
+        raise ValueError(f"contraction.emit: got finish_columns {finish_columns} for {contraction}")
     for name, operand, source in (("a", contraction.a, a), ("b", contraction.b, b)):
         if (operand.strides is not None) != isinstance(source, Memory):
             expected = "Packed" if operand.strides is None else "Memory"
@@ -129,6 +138,7 @@ def emit(
         a=a,
         b=b,
         finish=finish,
+        finish_columns=finish_columns,
         scalar=element_type(contraction.element),
         scratch=scratch,
         a_panel=offset(builder, scratch, byte, (blocking.a_offset, 1)),
@@ -238,6 +248,9 @@ def _emit_block(
     on_the_way = _packs_on_the_way(contraction, blocking)
     if template.k_blocks > 1:
         _clear_tiles(template, -(-blocking.mc // blocking.mr) * blocking.mr * padded_n)
+    sums = _column_sums(template)
+    if sums is not None:
+        sums.clear()
     with counted_loop(builder, 0, template.k_blocks, name="k.block") as k_block:
         k_start, k_count = block_range(builder, k_block, blocking.kc, contraction.k)
         b_panels = template.b_panels
@@ -282,6 +295,46 @@ def _emit_block(
                 else:
                     with builder.if_then(builder.icmp_signed("==", k_block, index(template.k_blocks - 1))):
                         _finish_tile(template, batch, (row, rows), (column, columns), tile)
+        if sums is not None:
+            with _on_first_rows(template, m_range[0]):
+                _add_column_sums(template, sums, b_panels, batch, (k_start, k_count), n_range)
+    if sums is not None and template.finish_columns is not None:
+        with _on_first_rows(template, m_range[0]):
+            sums.finish(template.finish_columns, batch, n_range)
+
+
+def _column_sums(template: _Template) -> ColumnSums | None:
+    if template.finish_columns is None:
+        return None
+    builder, blocking = template.builder, template.blocking
+    sums = offset(builder, template.scratch, ir.IntType(8), (blocking.sums_offset, 1))
+    return ColumnSums(builder, template.contraction, blocking, sums)
+
+
+def _add_column_sums(
+    template: _Template,
+    sums: ColumnSums,
+    b_panels: ir.Value,
+    batch: ir.Value,
+    k_range: tuple[ir.Value, ir.Value],
+    n_range: tuple[ir.Value, ir.Value],
+) -> None:
+    """Add up the rows of one k block, from where the tiles have read them."""
+    builder = template.builder
+
+    def panel(j: ir.Value) -> ir.Value:
+        if template.blocking.direct_b:
+            return _b_in_memory(template, batch, builder.add(n_range[0], j, flags=("nsw",)), k_range[0])
+        return offset(builder, b_panels, template.scalar, (builder.mul(j, k_range[1], flags=("nsw",)), 1))
+
+    sums.add(panel, k_range[1], n_range[1])
+
+
+def _on_first_rows(template: _Template, m_start: ir.Value) -> AbstractContextManager[object]:
+    """For code that one of the blocks of rows runs."""
+    if template.blocking.mc >= template.contraction.m:
+        return nullcontext()
+    return template.builder.if_then(template.builder.icmp_signed("==", m_start, index(0)))  # type: ignore[no-any-return]
 
 
 def _clear_tiles(template: _Template, count: int) -> None:

@@ -66,6 +66,7 @@ class Operand:
 class Contraction:
     """C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n], accumulated and packed as `element`.
 
+    `column_sums`: the sums over k of B[b, k, n] are wanted too.
     `depth_step`: blocks of k start at multiples of it, for callbacks that want whole vectors along k.
     Sizes may be 0 (k == 0 finishes zeros). Vectors run along n: callers swap A and B so that n is the better one.
     """
@@ -78,6 +79,7 @@ class Contraction:
     a: Operand = Operand()
     b: Operand = Operand()
     depth_step: int = 1
+    column_sums: bool = False
 
     def __post_init__(self) -> None:
         element_bits(self.element)
@@ -100,8 +102,8 @@ class Blocking:
     a_panel:   distances of rows and of k steps in a packed panel of A
     a_block:   whether a panel of A is a whole block of mc rows, computed in vectors along m, instead of one tile's
     keep_b:    whether the chunks that one thread runs share a packed B (all of k is then packed at once)
-    a_offset, tile_offset, b_offset, scratch_bytes: layout of the scratch memory: what the packed B is of (if it is
-               kept), A panel, C tiles, packed B
+    a_offset, tile_offset, b_offset, sums_offset, scratch_bytes: layout of the scratch memory: what the packed B is of
+               (if it is kept), A panel, C tiles, packed B, column sums (if there are any)
     """
 
     lanes: int
@@ -122,6 +124,7 @@ class Blocking:
     tile_offset: int
     b_offset: int
     scratch_bytes: int
+    sums_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -327,6 +330,8 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     a_offset = _ALIGNMENT if keep_b else 0
     tile_offset = _round_up(a_offset + a_bytes, _ALIGNMENT)
     b_offset = _round_up(tile_offset + tile_bytes, _ALIGNMENT)
+    sums_offset = _round_up(b_offset + b_bytes, _ALIGNMENT)
+    sums_bytes = padded_n * size if contraction.column_sums else 0
     return Blocking(
         lanes=tile.lanes,
         mr=mr,
@@ -345,7 +350,8 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
         a_offset=a_offset,
         tile_offset=tile_offset,
         b_offset=b_offset,
-        scratch_bytes=_round_up(b_offset + b_bytes, _ALIGNMENT) if chunks else 0,
+        scratch_bytes=_round_up(sums_offset + sums_bytes, _ALIGNMENT) if chunks else 0,
+        sums_offset=sums_offset,
     )
 
 

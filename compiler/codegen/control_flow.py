@@ -1,6 +1,6 @@
 """Structured control flow over an llvmlite builder: a counted loop and index arithmetic shared by the templates."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -34,6 +34,34 @@ def counted_loop(
     counter.add_incoming(builder.add(counter, index(step), flags=("nsw",)), builder.block)
     builder.branch(header)
     builder.position_at_end(done)
+
+
+def carried_loop(
+    builder: ir.IRBuilder,
+    start: ir.Value,
+    stop: ir.Value,
+    step: int,
+    carried: list[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+    name: str = "loop",
+) -> list[ir.Value]:
+    """`for i in range(start, stop, step): values = body(i, values)`, from `carried` on; the last values."""
+    before = builder.block
+    function = builder.function
+    header, inside, done = (function.append_basic_block(f"{name}.{part}") for part in ("header", "body", "done"))
+    builder.branch(header)
+    builder.position_at_end(header)
+    counter, values = builder.phi(INDEX, name=name), [builder.phi(value.type) for value in carried]
+    builder.cbranch(builder.icmp_signed("<", counter, stop), inside, done)
+    builder.position_at_end(inside)
+    results = body(counter, list(values))
+    following = builder.add(counter, index(step), flags=("nsw",))
+    for phi, first, later in zip((counter, *values), (start, *carried), (following, *results), strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, builder.block)
+    builder.branch(header)
+    builder.position_at_end(done)
+    return values
 
 
 def smaller(builder: ir.IRBuilder, a: "int | ir.Value", b: "int | ir.Value") -> ir.Value:

@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from ..schedule.collapse import all_values
 from ..schedule.index import Variable
-from ..schedule.loop_ir import Buffer, ContractionKernel, Load, Value
+from ..schedule.loop_ir import Buffer, ContractionKernel, Load, Store, Value
 from . import contraction as template
 from .arithmetic import I32, I64, Arithmetic, constant, memory_type, register_type
 from .contraction import Blocking, Contraction, Memory, Operand, Packed
@@ -41,7 +41,7 @@ def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[Contraction, 
     computed = left.strides is None or right.strides is None
     contraction = Contraction(
         kernel.batch.extent, kernel.rows.extent, kernel.columns.extent, kernel.depth.extent, kernel.element.name,
-        left, right, target.lanes(kernel.element.name) if computed else 1,
+        left, right, target.lanes(kernel.element.name) if computed else 1, bool(kernel.column_stores),
     )  # fmt: skip
     return contraction, template.plan(contraction, target)
 
@@ -78,7 +78,11 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
     function, builder, pointers = start_kernel(module, name, kernel)
     right = right_operand(kernel, target)
     operands = Callbacks(kernel, right, blocking, target, builder, pointers)
-    template.emit(function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish)
+    finish_columns = operands.finish_columns if kernel.column_stores else None
+    template.emit(
+        function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish,
+        finish_columns,
+    )  # fmt: skip
     builder.ret_void()
     return blocking
 
@@ -113,12 +117,13 @@ class Callbacks:
         self.pointers = pointers
         # What depends on no loop is computed once, here in the entry block, and known to all later emitters.
         entry = self._emitter(builder, {})
-        for value in all_values([kernel.left, kernel.right, *(s.value for s in kernel.stores)]):
+        stores = (*kernel.stores, *kernel.column_stores)
+        for value in all_values([kernel.left, kernel.right, *(s.value for s in stores)]):
             if not value.variables:
                 entry.evaluate(value)
                 for index in value.indices:
                     entry.index(index)
-        for store in kernel.stores:
+        for store in stores:
             if not store.index.variables:
                 entry.index(store.index)
         self.known = entry.scopes[0].memo
@@ -154,10 +159,22 @@ class Callbacks:
         kernel = self.kernel
         self.store({kernel.batch: batch, kernel.rows: m, kernel.columns: n}, kernel.columns, builder, sums, valid)
 
+    def finish_columns(self, builder: ir.IRBuilder, batch: ir.Value, n: ir.Value, sums: ir.Value, valid: int) -> None:
+        """Evaluate the stores of the column sums on one vector of them."""
+        kernel = self.kernel
+        bindings = {kernel.batch: batch, kernel.columns: n}
+        self.store(bindings, kernel.columns, builder, sums, valid, kernel.column_stores)
+
     def store(
-        self, bindings: dict[Variable, ir.Value], along: Variable, builder: ir.IRBuilder, sums: ir.Value, valid: int
+        self,
+        bindings: dict[Variable, ir.Value],
+        along: Variable,
+        builder: ir.IRBuilder,
+        sums: ir.Value,
+        valid: int,
+        stores: tuple[Store, ...] | None = None,
     ) -> None:
-        """Evaluate the stores on a vector of sums along one of the bound variables."""
+        """Evaluate the stores, those of the contraction or others, on a vector of sums along a bound variable."""
         count = self.blocking.lanes
         emitter = self._emitter(builder, self.known)
         lanes = None
@@ -167,7 +184,7 @@ class Callbacks:
             lanes = Lanes(along, count, valid if valid < count else None)
         emitter.accumulator = sums
         with emitter.scope(bindings, lanes):
-            for store in self.kernel.stores:
+            for store in self.kernel.stores if stores is None else stores:
                 emitter.store(store)
 
     def _pack_left(

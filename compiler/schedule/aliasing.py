@@ -75,7 +75,10 @@ def _groups(kernel: Kernel) -> list[_Group]:
         ]
     if isinstance(kernel, ContractionKernel):
         axes = (kernel.batch, kernel.rows, kernel.columns)
-        return [_Group(axes, (), kernel.stores, (kernel.left, kernel.right))]
+        groups = [_Group(axes, (), kernel.stores, (kernel.left, kernel.right))]
+        if kernel.column_stores:
+            groups.append(_Group((kernel.batch, kernel.columns), (), kernel.column_stores, (kernel.right,)))
+        return groups
     # The passes of a row come before its stores, and read of other rows only what depends on the column.
     passes = [value for each in kernel.passes for value in _reduced(each.reductions)]
     passes += [keep.value for each in kernel.passes for keep in each.keeps]

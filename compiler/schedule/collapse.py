@@ -41,7 +41,7 @@ def roots_of(kernel: Kernel) -> list[Value]:
         return [root for each in kernel.passes for root in pass_roots(each)]
     if isinstance(kernel, ChainKernel):
         return _chain_roots(kernel)
-    return [kernel.left, kernel.right, *(store.value for store in kernel.stores)]
+    return [kernel.left, kernel.right, *(store.value for store in (*kernel.stores, *kernel.column_stores))]
 
 
 def _chain_roots(kernel: ChainKernel) -> list[Value]:

@@ -7,7 +7,7 @@ reductions (`Reduced`) and at the contraction a kernel is built around (`Accumul
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir import dtypes, ops
 from ..ir.graph import Node
@@ -172,6 +172,10 @@ class Expander:
     inner: dict[tuple[int, ...], tuple[Variable, ...]] = field(default_factory=dict)
     anchor_demands: list[Indices] = field(default_factory=list)
     _memo: dict[tuple[Node, Indices, Guard], Value] = field(default_factory=dict)
+
+    def beside(self, anchor: Node, variables: tuple[Variable, ...]) -> Expander:
+        """An expander for what depends on another node whose accumulator stands for it; all else they share."""
+        return replace(self, anchor=anchor, anchor_variables=variables, anchor_demands=[])
 
     def buffer(self, node: Node) -> Buffer:
         """The kernel argument that holds `node`."""

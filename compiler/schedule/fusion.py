@@ -17,6 +17,7 @@ from ..ir import ops
 from ..ir.graph import Graph, Node, topological
 from . import chains
 from .chain_lowering import lower_chain, reached_products
+from .column_sums import may_sum_columns, origin
 from .dependencies import Dependencies
 from .expand import Illegal, nontrivial
 from .loop_ir import ChainKernel, Kernel, LoopKernel
@@ -230,8 +231,10 @@ class _Fusion:
 
     def run(self) -> list[ScheduledKernel]:
         self._merge_producers()
+        self._merge_column_sums()
         self._merge_siblings()
         self._merge_chains()
+        self._merge_scalars()
         self._merge_producers()
         return [self._scheduled(number) for number in self.dependencies.first_numbers_first()]
 
@@ -286,6 +289,22 @@ class _Fusion:
                     if self._try_merge(producer, number):
                         changed = True
 
+    def _merge_column_sums(self) -> None:
+        """Merge sums of a contraction's operand over its depth into the contraction."""
+        contractions = {n: m for n, members in self.groups.items() for m in members if m.op is ops.dot_general}
+        readers: dict[Node, list[int]] = {}
+        for number, contraction in contractions.items():
+            for operand in contraction.inputs:
+                readers.setdefault(origin(operand, self._has_memory), []).append(number)
+        for number, members in list(self.groups.items()):
+            reductions = [m for m in members if m.op.kind == "reduce"]
+            if not reductions or number in contractions:
+                continue
+            for other in readers.get(origin(reductions[0].inputs[0], self._has_memory), []):
+                possible = all(may_sum_columns(contractions[other], r, self._has_memory) for r in reductions)
+                if possible and self._try_merge(number, other):
+                    break
+
     def _merge_siblings(self) -> None:
         """Merge kernels without a path between them that have the same outer loops and read the same big array."""
         for node in sorted(self.readers, key=self.order.__getitem__):
@@ -305,6 +324,23 @@ class _Fusion:
             for second in chained[position + 1 :]:
                 if first in self.groups and second in self.groups and set(products[first]) & set(products[second]):
                     self._try_merge(first, second)
+
+    def _merge_scalars(self) -> None:
+        """Merge kernels of a few numbers that are results: counters, a loss, what is measured beside it."""
+        work: dict[int, int] = {}
+        for number in self.dependencies.first_numbers_first():
+            members = self.groups[number]
+            if any(m.size != 1 or m.op.kind == "contract" for m in members):
+                continue
+            if not all(node in self.results for node in self._outputs(members, {number})):
+                continue
+            work[number] = sum(m.inputs[0].size if m.op.kind == "reduce" else 1 for m in members)
+            for other in list(work):
+                both = work[other] + work[number]
+                if other != number and both <= BIG_INNER and self._try_merge(other, number):
+                    work[number] = both
+                    del work[other]
+                    break
 
     def _same_outer(self, first: int, second: int) -> bool:
         shapes = []

@@ -12,8 +12,12 @@ where a pass without variables runs once per outer iteration. A contraction kern
     for b, m, n (parallel, blocked):
         accumulator = sum over k of left(b, m, k) * right(b, k, n)
         stores of expressions of the accumulator, b, m and n
+    for b, n:
+        accumulator = sum over k of right(b, k, n)
+        column stores of expressions of the accumulator, b and n
 
-where left may be an image: an expression over axes of its own, taken at places that depend on b, m and k.
+where left may be an image: an expression over axes of its own, taken at places that depend on b, m and k. Most have no
+column stores; the gradient of a bias is such a sum beside the gradient of its weight.
 
 A chain kernel computes a matrix with a contraction, goes over its rows, and contracts what became of it:
 
@@ -179,7 +183,7 @@ class Reduced(Value):
 
 @dataclass(frozen=True, eq=False)
 class Accumulator(Value):
-    """The finished accumulator of a contraction at (b, m, n)."""
+    """The finished accumulator of a contraction at (b, m, n), or of the sums of its columns at (b, n)."""
 
     at: tuple[Variable, ...]
 
@@ -278,7 +282,8 @@ class Image:
 class ContractionKernel:
     """accumulator[b, m, n] = sum_k left[b, m, k] * right[b, k, n], then `stores`.
 
-    With an `image`, `left` is an expression over the image's axes, and left[b, m, k] what it is at the image's places.
+    With `column_stores`, the sums over k of right[b, k, n] too, then those. With an `image`, `left` is an expression
+    over the image's axes, and left[b, m, k] what it is at the image's places.
     """
 
     buffers: tuple[Buffer, ...]
@@ -291,6 +296,7 @@ class ContractionKernel:
     element: DType
     stores: tuple[Store, ...]
     image: Image | None = None
+    column_stores: tuple[Store, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

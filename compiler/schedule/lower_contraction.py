@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ..ir.graph import Node
+from ..ir.graph import Node, topological
 from . import index as indexing
+from .column_sums import may_sum_columns, summed_place
 from .expand import Expander, Illegal, Indices, moved, moves_only, nontrivial, spread
 from .index import Index, Variable
-from .loop_ir import Condition, ContractionKernel, Guarded, Image, Literal, Load, Store, Value
+from .loop_ir import Condition, ContractionKernel, Guarded, Image, Kernel, Literal, Load, Store, Value
 from .placing import Lowered, Side, epilogue_place, require_bijection
 
 # What packing one vector costs, if its elements lie together, near one another or far apart, and what finishing one
@@ -32,14 +33,27 @@ def lower_contraction(
     swapped = build.image_side()
     if swapped is not None:
         return build.lower_image(swapped)
-    lowered = build.lower(swapped=False)
-    kernel = lowered.kernel
+    try:
+        lowered = build.lower(swapped=False)
+    except _SumOfRows:
+        lowered = build.lower(swapped=True)
+        if _is_better_swapped(lowered.kernel):
+            raise
+        return lowered
+    return build.lower(swapped=True) if _is_better_swapped(lowered.kernel) else lowered
+
+
+class _SumOfRows(Illegal):
+    """A reduction sums the operand whose free axes are the rows."""
+
+
+def _is_better_swapped(kernel: Kernel) -> bool:
+    """Whether what are rows of the kernel would better be columns."""
     assert isinstance(kernel, ContractionKernel)
+    if kernel.rows.extent == 1:
+        return False
     strides = dict(kernel.stores[0].index.terms) if kernel.stores else {}
-    if kernel.columns.extent == 1 or (strides.get(kernel.columns) != 1 and strides.get(kernel.rows) == 1):
-        if kernel.rows.extent > 1:
-            return build.lower(swapped=True)
-    return lowered
+    return kernel.columns.extent == 1 or (strides.get(kernel.columns) != 1 and strides.get(kernel.rows) == 1)
 
 
 def _padded(extents: tuple[int, ...], lanes: int) -> tuple[int, ...]:
@@ -68,6 +82,7 @@ class _Contract:
     ):
         self.node, self.members, self.outputs = node, members, outputs
         self.has_memory, self.lanes = has_memory, lanes
+        self.sums = [m for m in members if m.op.kind == "reduce" and may_sum_columns(node, m, has_memory)]
 
     def lower(self, swapped: bool) -> Lowered:
         plain = self._lower(swapped, False, False)
@@ -186,22 +201,55 @@ class _Contract:
             value_right = Guarded(node.dtype.compute, on_depth, value_right, zero)
         if expander.anchor_demands or expander.demands.keys() - {node}:
             raise Illegal("an operand of the contraction is made by the same kernel")
-        everywhere = frozenset(v for v in variables if v.extent != 1)
         padding = (padded_columns[-1], column_extents[-1]) if column_extents else (1, 1)
-        stores = []
-        for output in self.outputs:
-            place = own if output is node else epilogue_place(output, node, own, inside, self.has_memory)
-            require_bijection(place, output, everywhere, padding)
-            value = expander.expand(output, place, on_columns)
-            index = indexing.flatten(place, output.shape)
-            stores.append(Store(expander.buffer(output), index, value, guard=on_columns))
-        if any(demand != own for demand in expander.anchor_demands):
-            raise Illegal("the contraction's result is needed at another place")
+        finishing = {summed: [o for o in self.outputs if self._reaches(o, summed)] for summed in self.sums}
+        elsewhere = {output for outputs in finishing.values() for output in outputs}
+        own_outputs = [output for output in self.outputs if output not in elsewhere]
+        if not all(self._reaches(output, node) for output in own_outputs):
+            raise Illegal("a member that does not depend on the contraction")
+        stores = self._finish(expander, own_outputs, own, variables, on_columns, padding)
+        column_stores: list[Store] = []
+        for summed, outputs in finishing.items():
+            if as_image:
+                raise Illegal("a sum of columns beside a contraction of windows")
+            indices = right.indices(in_batch, in_depth, in_columns)
+            place = summed_place(summed, right, indices, (batch, columns), depth, self.has_memory)
+            if place is None:
+                raise _SumOfRows("a sum of the operand whose axes are the rows of the contraction")
+            beside = expander.beside(summed, (batch, columns))
+            column_stores += self._finish(beside, outputs, place, (batch, columns), on_columns, padding)
         kernel = ContractionKernel(
             tuple(expander.buffers.values()), batch, rows, columns, depth, value_left, value_right,
-            node.dtype.compute, tuple(stores), image,
+            node.dtype.compute, tuple(stores), image, tuple(column_stores),
         )  # fmt: skip
         return Lowered(kernel, expander.counts())
+
+    def _reaches(self, output: Node, summed: Node) -> bool:
+        """Whether the kernel computes `output` from `summed`."""
+        inside = set(self.members)
+        return summed in topological([output], stop=lambda n: n not in inside and self.has_memory(n))
+
+    def _finish(
+        self,
+        expander: Expander,
+        outputs: Sequence[Node],
+        own: Indices,
+        loops: tuple[Variable, ...],
+        guard: tuple[Condition, ...],
+        padding: tuple[int, int],
+    ) -> list[Store]:
+        """The stores of what is computed from the expander's anchor, whose element at `own` the loops compute."""
+        anchor, stores = expander.anchor, []
+        assert anchor is not None
+        inside, available = frozenset(self.members), frozenset(v for v in loops if v.extent != 1)
+        for output in outputs:
+            place = own if output is anchor else epilogue_place(output, anchor, own, inside, self.has_memory)
+            require_bijection(place, output, available, padding)
+            value = expander.expand(output, place, guard)
+            stores.append(Store(expander.buffer(output), indexing.flatten(place, output.shape), value, guard=guard))
+        if any(demand != own for demand in expander.anchor_demands):
+            raise Illegal(f"the result of {anchor.op.name} is needed at another place")
+        return stores
 
 
 def _inside(indices: Indices, extents: tuple[int, ...], padded: tuple[int, ...]) -> tuple[Condition, ...]:

@@ -77,7 +77,7 @@ class _Parser:
         self.values: dict[str, Value] = {}
         self.reductions: dict[str, Reduction] = {}
         self.outer: tuple[Variable, ...] = ()
-        # In a chain: products and kept values by name, where they are, and where an accumulator is.
+        # In a chain: products and kept values by name, and where they are. Where the accumulator of a sum is.
         self.blocks: dict[str, Product | Keep] = {}
         self.place: tuple[Variable, ...] = ()
         self.summed: tuple[Variable, ...] | None = None
@@ -191,11 +191,17 @@ class _Parser:
         self.at += 1
         operands: dict[str, Value] = {}
         stores: list[Store] = []
+        column_stores: list[Store] = []
         image: Image | None = None
         while self.current() != "}":
             line = self.current()
             side, _, name = line.partition(" ")
-            if side == "image" and image is None:
+            if line == "column sums {" and not column_stores:
+                self.advance()
+                self.summed = (batch, columns)
+                column_stores = self._stores()
+                self.summed = None
+            elif side == "image" and image is None:
                 image = self._image(name)
             elif side in ("left", "right") and side not in operands:
                 operands[side] = self.named(self.values, name, "value")
@@ -208,7 +214,9 @@ class _Parser:
             raise self.error("expected a left and a right operand before the end of the contraction")
         self.closing()
         left, right, kind = operands["left"], operands["right"], self.dtype(element)
-        return ContractionKernel(self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores), image)
+        return ContractionKernel(
+            self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores), image, tuple(column_stores)
+        )
 
     def _image(self, text: str) -> Image:
         axes, places = [], []

@@ -90,6 +90,12 @@ def _run_contraction(kernel: ContractionKernel, arrays: Sequence[Array]) -> None
     nest.accumulator = sums
     for store in kernel.stores:
         nest.store(store)
+    if kernel.column_stores:
+        nest = _Nest((kernel.batch, kernel.columns), arrays)
+        with np.errstate(all="ignore"):
+            nest.accumulator = right.astype(wide).sum(axis=1).astype(kernel.element.numpy)
+        for store in kernel.column_stores:
+            nest.store(store)
 
 
 def _run_chain(kernel: ChainKernel, arrays: Sequence[Array]) -> None:

@@ -14,7 +14,24 @@
       }
     }
 
-A chain is
+A contraction is
+
+    kernel(%0: float32[192] in, %1: float32[128] in, %2: float32[6] out, %3: float32[2] out) {
+      contract b < 1, m < 3, n < 2 over k < 64 in float32 {
+        v0 = load %0[3*k + m] : float32
+        left v0
+        v1 = load %1[2*k + n] : float32
+        right v1
+        v2 = accumulator : float32
+        store %2[2*m + n] = v2
+        column sums {
+          v3 = accumulator : float32
+          store %3[n] = v3
+        }
+      }
+    }
+
+and a chain
 
     kernel(...) {
       chain b < 8, m < 64, n < 64 in float32 if 0 <= m + -1*n < 64 {
@@ -137,6 +154,11 @@ class _Printer:
         self.line(f"right {self.value(kernel.right)}")
         for store in kernel.stores:
             self._store(store)
+        if kernel.column_stores:
+            self._open("column sums")
+            for store in kernel.column_stores:
+                self._store(store)
+            self._close()
         self._close()
 
     def _chain(self, kernel: ChainKernel) -> None:
@@ -232,7 +254,7 @@ class _Printer:
 def stores_of(kernel: Kernel) -> tuple[Store, ...]:
     """All stores of the kernel, in order."""
     if isinstance(kernel, ContractionKernel):
-        return kernel.stores
+        return (*kernel.stores, *kernel.column_stores)
     if isinstance(kernel, ChainKernel):
         return (*kernel.stores, *(store for each in kernel.sums for store in each.stores))
     return tuple(store for each in kernel.passes for store in each.stores)

@@ -53,7 +53,8 @@ def verify_kernel(kernel: Kernel) -> None:
     - An image's places lie on its axes and are sums of parts of one loop variable each.
     - Buffers are numbered in order; loads and stores are on buffers of the kernel; no stored buffer is loaded.
     - A variable's name stands for one loop; a value depends on the loops around it only. `Reduced` is over all outer
-      variables and reads a reduction of an earlier pass; `Accumulator` is at (batch, rows, columns), in stores only.
+      variables and reads a reduction of an earlier pass; `Accumulator` is at (batch, rows, columns), in stores only,
+      and at (batch, columns) in column stores, which only a contraction with rows has.
     - In a chain, operands come from outside of it, passes read what earlier ones kept or reduced, the stores of a row
       read reductions, and those of a sum its own accumulator. The conditions of `live` are about the column, with
       step 1, and the row.
@@ -138,8 +139,20 @@ class _Verifier:
             if store.accumulate:
                 raise _fail("a contraction's store accumulates")
             self._store(store, self.outer)
+        if kernel.column_stores and kernel.rows.extent == 0:
+            raise _fail("column sums of a contraction without rows")
+        self.summed = (kernel.batch, kernel.columns)
+        for store in kernel.column_stores:
+            if store.accumulate:
+                raise _fail("a contraction's store accumulates")
+            self._store(store, self.summed)
+        scopes: list[tuple[tuple[Variable, ...], Store]] = [(self.outer, store) for store in kernel.stores]
+        scopes += [(self.summed, store) for store in kernel.column_stores]
         for buffer in self.written:
-            self._written_once(buffer, self.outer, [((), s) for s in kernel.stores if s.buffer is buffer])
+            own = [(scope, store) for scope, store in scopes if store.buffer is buffer]
+            if len({scope for scope, _ in own}) > 1:
+                raise _fail(f"%{buffer.position} is stored by both parts of a contraction")
+            self._written_once(buffer, own[0][0], [((), store) for _, store in own])
 
     def chain(self, kernel: ChainKernel) -> None:
         batch, rows, columns = self.at = (kernel.batch, kernel.rows, kernel.columns)
@@ -310,7 +323,7 @@ class _Verifier:
             raise _fail(f"a product or a kept value of type {self.blocks[block]} has type {value.dtype}")
 
     def _accumulator(self, value: Accumulator, allowed: bool) -> None:
-        place = self.outer if isinstance(self.kernel, ContractionKernel) else self.summed
+        place = self.outer if isinstance(self.kernel, ContractionKernel) and self.summed is None else self.summed
         if isinstance(self.kernel, LoopKernel) or place is None or not allowed:
             raise _fail("the accumulator is read outside the stores of a contraction")
         if value.at != place:

@@ -100,7 +100,7 @@ def test_products_with_the_same_operand_are_one_launch():
 
 def test_small_kernels_follow_one_another_in_one_launch_without_waking_a_thread():
     assert shape_of(lambda x, y: nx.tanh(nx.softmax(x @ y) @ y), array(4, 4), array(4, 4)) == [[3]]
-    assert shape_of(lambda *x: tuple(nx.sum(each) for each in x), *(array(n) for n in range(2, 30))) == [[28]]
+    assert shape_of(lambda *x: tuple(nx.tanh(each) for each in x), *(array(n) for n in range(2, 30))) == [[28]]
 
 
 def test_large_kernels_wait_for_what_they_read():

@@ -129,8 +129,35 @@ def test_the_update_of_a_weight_finishes_the_contraction_that_makes_its_gradient
                    for v in values_of(contractions[0]))  # fmt: skip
 
 
-def test_a_training_step_of_a_perceptron_takes_at_most_twelve_kernels():
-    assert len(MODELS["perceptron"]().compilation.kernels) <= 12
+def test_a_training_step_of_a_perceptron_takes_at_most_eight_kernels():
+    assert len(MODELS["perceptron"]().compilation.kernels) <= 8
+
+
+# Results of one number.
+
+
+def test_numbers_that_are_results_share_a_kernel():
+    def measured(x, count):
+        return nx.mean(x[:, 0]), count + 1, nx.max(x[0]), nx.sqrt(count * 2.0)
+
+    (kernel,) = kernels_of(measured, X, np.int32(3))
+    assert isinstance(kernel, LoopKernel) and len(kernel.buffers) == 6
+
+
+def test_numbers_share_no_kernel_if_one_of_them_waits_for_another():
+    def chained(x, g, count):
+        following = count + 1
+        return following, nx.sum(nx.softmax(x * following) @ g.T)
+
+    kernels = kernels_of(chained, X, G, np.int32(3))
+    assert sum(all(buffer.size == 1 for buffer in kernel.buffers) for kernel in kernels) == 1
+
+
+def test_a_long_sum_shares_no_kernel_with_a_counter():
+    big = RANDOM.normal(size=(200, 200)).astype(np.float32)
+    assert len(kernels_of(lambda x, count: (nx.sum(x), count + 1), big, np.int32(3))) == 2
+    rows = [big[i : i + 25].reshape(-1) for i in range(0, 200, 25)]
+    assert len(kernels_of(lambda *rows: tuple(nx.sum(row) for row in rows), *rows)) == 8
 
 
 # Costs.
