@@ -11,7 +11,7 @@ Its memory, by byte offset, hot fields on cache lines of their own:
     128   busy: 1 while some caller is inside a parallel loop
     256   state: | generation (32 bits) | ... | shutdown | waiting | open | active workers (16 bits) |
     384   next: the first chunk that nobody has claimed
-    512   job: kernel, buffers, count, scratch, scratch stride, chunks per claim
+    512   job: kernel, buffers, count, scratch, scratch stride, into how many claims to divide what is left
     640   sleepers, then the next worker's number
     768   mutex; 896 condition "there is work"; 1024 condition "all workers left"
     1152  the workers' pthread handles
@@ -63,8 +63,9 @@ STACK_BYTES = 8 << 20
 # The active count has 16 bits.
 MOST_THREADS = 1024
 
-# Claims per thread: enough to even out threads of different speed, few enough that claiming costs nothing.
-CLAIMS_PER_THREAD = 8
+# A claim takes a thread's share of the chunks that are left, divided by this (guided self-scheduling, Polychronopoulos
+# and Kuck 1987): long runs of neighbours first, which often share data, single chunks at the end, which even them out.
+SHARE_DIVISOR = 2
 
 # Where the handles of the workers begin, an address each.
 HANDLES = 1152
@@ -253,7 +254,7 @@ def pool_module(architecture: str) -> str:
         "$SHUTDOWN": SHUTDOWN,
         "$ACTIVE": ACTIVE_MASK,
         "$STACK": STACK_BYTES,
-        "$CLAIMS": CLAIMS_PER_THREAD,
+        "$DIVISOR": SHARE_DIVISOR,
         "$PAUSE": pause,
     }
     for name, value in constants.items():
@@ -336,13 +337,13 @@ entry:
   %count.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 2
   %scratch.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 3
   %stride.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 4
-  %grain.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 5
+  %parts.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 5
   %kernel = load ptr, ptr %kernel.p, align 8
   %buffers = load ptr, ptr %buffers.p, align 8
   %count = load i64, ptr %count.p, align 8
   %base = load ptr, ptr %scratch.p, align 8
   %stride = load i64, ptr %stride.p, align 8
-  %grain = load i64, ptr %grain.p, align 8
+  %parts = load i64, ptr %parts.p, align 8
   %offset = mul i64 %worker, %stride
   %scratch = getelementptr i8, ptr %base, i64 %offset
   %own = icmp sge i64 %stride, 8
@@ -351,12 +352,22 @@ clear:
   store i64 0, ptr %scratch, align 8
   br label %claim
 claim:
-  %begin = atomicrmw add ptr %next.p, i64 %grain monotonic, align 8
+  %first = load atomic i64, ptr %next.p monotonic, align 8
+  br label %try
+try:
+  %begin = phi i64 [ %first, %claim ], [ %other, %take ]
   %some = icmp slt i64 %begin, %count
-  br i1 %some, label %run, label %done
+  br i1 %some, label %take, label %done
+take:
+  %left = sub i64 %count, %begin
+  %part = sdiv i64 %left, %parts
+  %grain = call i64 @llvm.smax.i64(i64 %part, i64 1)
+  %end = add i64 %begin, %grain
+  %exchange = cmpxchg ptr %next.p, i64 %begin, i64 %end monotonic monotonic, align 8
+  %other = extractvalue { i64, i1 } %exchange, 0
+  %ours = extractvalue { i64, i1 } %exchange, 1
+  br i1 %ours, label %run, label %try
 run:
-  %limit = add i64 %begin, %grain
-  %end = call i64 @llvm.smin.i64(i64 %limit, i64 %count)
   call void %kernel(ptr %buffers, i64 %begin, i64 %end, ptr %scratch)
   br label %claim
 done:
@@ -403,21 +414,19 @@ return:
   ret void
 
 publish:
-  %claims = mul i64 %threads, $CLAIMS
-  %share = sdiv i64 %count, %claims
-  %grain = call i64 @llvm.smax.i64(i64 %share, i64 1)
+  %parts = mul i64 %threads, $DIVISOR
   %kernel.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 0
   %buffers.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 1
   %count.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 2
   %scratch.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 3
   %stride.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 4
-  %grain.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 5
+  %parts.p = getelementptr %pool, ptr %pool, i64 0, i32 4, i32 5
   store ptr %kernel, ptr %kernel.p, align 8
   store ptr %buffers, ptr %buffers.p, align 8
   store i64 %count, ptr %count.p, align 8
   store ptr %scratch, ptr %scratch.p, align 8
   store i64 %stride, ptr %stride.p, align 8
-  store i64 %grain, ptr %grain.p, align 8
+  store i64 %parts, ptr %parts.p, align 8
   store atomic i64 0, ptr %next.p monotonic, align 8
   %before = load atomic i64, ptr %state.p monotonic, align 8
   %old.generation = lshr i64 %before, 32
@@ -428,13 +437,10 @@ publish:
   ; two sees the other, so a worker cannot fall asleep on a loop that the caller thinks it saw.
   %ignored = atomicrmw xchg ptr %state.p, i64 %opened seq_cst, align 8
   %sleepers = load atomic i64, ptr %sleepers.p seq_cst, align 8
-  ; Wake no more than there are claims for, beyond the caller's and those of workers still spinning.
+  ; Wake no more than there are chunks for, beyond the caller's and those of workers still spinning.
   %awake = sub i64 %others, %sleepers
-  %rounded.0 = add i64 %count, %grain
-  %rounded = sub i64 %rounded.0, 1
-  %units = sdiv i64 %rounded, %grain
-  %units.rest = sub i64 %units, 1
-  %missing = sub i64 %units.rest, %awake
+  %count.rest = sub i64 %count, 1
+  %missing = sub i64 %count.rest, %awake
   %wanted = call i64 @llvm.smin.i64(i64 %missing, i64 %sleepers)
   %wake = icmp sgt i64 %wanted, 0
   br i1 %wake, label %pass, label %work.too

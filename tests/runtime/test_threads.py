@@ -84,6 +84,17 @@ done:
 }
 """
 
+# Writes the number of chunks of each claim where it begins.
+CLAIMS = """
+define void @claims(ptr %buffers, i64 %begin, i64 %end, ptr %scratch) {
+  %sizes = load ptr, ptr %buffers, align 8
+  %size.p = getelementptr i64, ptr %sizes, i64 %begin
+  %size = sub i64 %end, %begin
+  store i64 %size, ptr %size.p, align 8
+  ret void
+}
+"""
+
 # Calls the pool `repeats` times from native code, as a program does: through the address the pool begins with.
 DRIVE = """
 define void @drive(ptr %pool, ptr %kernel, ptr %buffers, i64 %count, ptr %scratch, i64 %stride, i64 %repeats) {
@@ -157,6 +168,19 @@ def test_every_chunk_runs_exactly_once(pool, chunks: int) -> None:
     job = Job(chunks)
     job.run(pool)
     job.check(1, pool.threads)
+
+
+@pytest.mark.parametrize("chunks", [2, 9, 72, 500])
+def test_claims_are_long_runs_of_neighbours_first_and_single_chunks_at_the_end(pool, chunks: int) -> None:
+    job = Job(chunks, "claims", CLAIMS)
+    job.run(pool)
+    sizes = job.counts[job.counts > 0]
+    assert sizes.sum() == chunks
+    if pool.threads > 1:
+        assert (np.diff(sizes) <= 0).all() and sizes[-1] == 1
+        assert sizes[0] == max(1, chunks // (2 * pool.threads))
+    else:
+        assert sizes.size == 1
 
 
 @pytest.mark.parametrize("chunks", [0, -1])
