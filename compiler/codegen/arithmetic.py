@@ -14,6 +14,7 @@ from llvmlite import ir
 from ..ir import dtypes
 from ..ir.dtypes import DType
 from . import vector_math
+from .remainder import remainder_function
 
 BIT = ir.IntType(1)
 BYTE = ir.IntType(8)
@@ -197,13 +198,14 @@ class Arithmetic:
     def _float_remainder(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """fmod, lane by lane: exact, as no vector formula is for large quotients."""
         lanes = lanes_of(a)
+        function = remainder_function(self.builder.module, a.type.element if lanes else a.type)
         if not lanes:
-            return self.builder.frem(a, b)
+            return self.builder.call(function, [a, b])
         result: ir.Value = ir.Constant(a.type, ir.Undefined)
         for lane in range(lanes):
             place = ir.Constant(I32, lane)
-            one = self.builder.frem(self.builder.extract_element(a, place), self.builder.extract_element(b, place))
-            result = self.builder.insert_element(result, one, place)
+            each = [self.builder.extract_element(value, place) for value in (a, b)]
+            result = self.builder.insert_element(result, self.builder.call(function, each), place)
         return result
 
     # Integers and bool
@@ -406,7 +408,9 @@ class Arithmetic:
 
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<="}
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+# rint: to nearest even, as nothing changes the rounding mode; where there is no instruction for it, every C library
+# has it, and not all have roundeven.
 _FLOAT_INTRINSICS = {
-    "abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven", "sqrt": "sqrt",
+    "abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "rint", "sqrt": "sqrt",
 }  # fmt: skip
 _INTEGER_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and": "and_", "or": "or_", "xor": "xor"}
