@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kaun import arguments, execution, nx, ptree, tracing, tree_data
 from kaun.arguments import Argument, joined
@@ -18,6 +19,9 @@ from kaun.ptree import Structure
 from kaun.runtime import target as targets
 from kaun.runtime.artifact import Artifact, Cost, KernelSummary, Leaf, Memory
 from kaun.runtime.target import Target
+
+if TYPE_CHECKING:  # loaded when something is exported
+    from kaun.runtime.export import Exported
 
 __all__ = ["Compiled", "Cost", "KernelSummary", "Memory", "Spec", "Stages", "compile", "spec"]
 
@@ -125,6 +129,25 @@ class Compiled(AheadOfTime):
             "result": tree_data.encoded(self._result),
         }
         return Artifact("function", self._name, functions, wanted, trees, versions())
+
+    def export(
+        self, directory: str | Path, target: Target | str | None = None, *, name: str | None = None,
+        threads: int | None = None,
+    ) -> Exported:  # fmt: skip
+        """Write a folder with the function for C and C++: an object, a header, a description, a program, CMake's lines.
+
+        target: the machine to compile for, by name or as a Target; default: the one it was compiled for.
+        name: of the files, and in the symbol `kaun_NAME_run`; default: the function's name.
+        threads: the most that can share a call, 1 for code without threads; default: 64 where the target has pthreads.
+
+        The arguments' leaves are the inputs, the result's the outputs; what the function captured goes into the object.
+        See `CompiledStep.export`, and "Export to C" in the guide.
+
+        ValueError for a name or number that cannot be, RuntimeError if the system's linker fails.
+        """
+        from kaun.runtime import export
+
+        return export.export(self.artifact(target), directory, name=name, threads=threads)
 
     def __repr__(self) -> str:
         return f"<compiled {self._name}: {self._summary()}>"

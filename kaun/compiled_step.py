@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from kaun.arguments import Argument
 from kaun.compiled import AheadOfTime, versions
 from kaun.compiler.ir import Node
 from kaun.compiler.ir.dtypes import DType, uint32
-from kaun.execution import Storage, computed_leaf
+from kaun.execution import Array, Storage, computed_leaf
 from kaun.layer import Vars
 from kaun.native import Native
 from kaun.nx import Tensor
@@ -22,6 +23,9 @@ from kaun.runtime.artifact import Artifact, Leaf
 from kaun.runtime.target import Target
 from kaun.training_state import State
 from kaun.training_step import RowForm, row_form
+
+if TYPE_CHECKING:  # loaded when something is exported
+    from kaun.runtime.export import Exported
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,11 +263,7 @@ class CompiledStep(AheadOfTime):
         signature = self._signature
         wanted, functions = self._functions(target)
         state = self.initial if state is None else state
-        initial = None
-        if state is not None:
-            row, _ = self._row("artifact", state)
-            numbers = row + self._storages("artifact", [state.rng._node])
-            initial = tuple(storage.array for storage in numbers)
+        initial = None if state is None else self._numbers("artifact", state)
         trees = {
             "state": tree_data.encoded(signature.state),
             "dtype": signature.dtype.name,
@@ -275,8 +275,59 @@ class CompiledStep(AheadOfTime):
             "draws": signature.draws,
             "no_init": signature.no_init,
         }
-        state_leaves = (*signature.row, signature.rng)
-        return Artifact("step", "step", functions, wanted, trees, versions(), state_leaves, initial)
+        return Artifact("step", "step", functions, wanted, trees, versions(), self._state_leaves, initial)
+
+    def export(
+        self, directory: str | Path, target: Target | str | None = None, *, state: State | None = None,
+        name: str | None = None, initial: str | None = None, threads: int | None = None,
+    ) -> Exported:  # fmt: skip
+        """Write a folder with the step for C and C++, which needs neither Python nor Kaun where it runs.
+
+        NAME.o is the machine code; NAME.h declares its functions and the layout of the state, NAME.json tells the same
+        and more to programs; main.c trains on a file of raw data, CMakeLists.txt builds it. Where there is a C compiler
+        for the target, NAME.so and NAME.a are made too.
+
+        target: the machine to compile for, by name or as a Target; default: the one the step was compiled for.
+        state: to start from; default: `initial`, else a fresh one from the RNG scope. Outside of a scope there is none,
+            and states come from files, which `write_state` and the exported program itself write.
+        name: of the files, and in every symbol: `kaun_NAME_run`. Default: "step". Two exports of different names go
+            into one program.
+        initial: where the state to start from is kept: "embedded" in the object; "file": in NAME.state beside it; or
+            None: embedded if what is not zero of it takes at most 4 MiB.
+        threads: the most that can share a step, 1 for code without threads; default: 64 where the target has pthreads.
+
+        The program's losses and states have the bits they have in Python on that target, on any number of threads.
+
+        ValueError or TypeError for an argument that cannot be, RuntimeError if the system's linker fails.
+        """
+        from kaun.runtime import export
+
+        if state is None and self.initial is None and nx.rng.in_scope() and "init" in self.functions:
+            state = self.init()
+        artifact = self.artifact(target, state=state)
+        return export.export(artifact, directory, name=name, initial=initial, threads=threads)
+
+    def read_state(self, path: str | Path) -> State:
+        """The state in a file that an exported program of this step saved. ValueError unless it is one, and whole."""
+        from kaun.runtime import export
+
+        *row, rng = map(Storage.of, export.read_state(self._state_leaves, path))
+        return State._of(row, self._form, Tensor(computed_leaf(rng)))
+
+    def write_state(self, st: State, path: str | Path) -> None:
+        """Write a file that an exported program of this step loads. ValueError or TypeError for a state of another."""
+        from kaun.runtime import export
+
+        export.write_state(self._state_leaves, self._numbers("write_state", st), path)
+
+    @property
+    def _state_leaves(self) -> tuple[Leaf, ...]:
+        return (*self._signature.row, self._signature.rng)
+
+    def _numbers(self, function: str, st: State) -> tuple[Array, ...]:
+        """The arrays of a state, its key included."""
+        row, _ = self._row(function, st)
+        return tuple(storage.array for storage in row + self._storages(function, [st.rng._node]))
 
     def __repr__(self) -> str:
         signature = self._signature

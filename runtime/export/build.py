@@ -1,0 +1,96 @@
+"""What makes an export part of a program: CMake's lines, and libraries where the system has tools that make them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from kaun.runtime.export.layout import Layout
+from kaun.runtime.target import Target, host
+
+_CMAKE = """\
+# {name}: a library of {name}.o, and the program of main.c where this is the project. From another project:
+#
+#     add_subdirectory(path/to/this/folder)
+#     target_link_libraries(your_program PRIVATE {prefix})
+cmake_minimum_required(VERSION 3.10)
+project({prefix} C)
+{threads}
+add_library({prefix} INTERFACE)
+target_include_directories({prefix} INTERFACE "${{CMAKE_CURRENT_LIST_DIR}}")
+target_link_libraries({prefix} INTERFACE "${{CMAKE_CURRENT_LIST_DIR}}/{name}.o"{link})
+
+if(CMAKE_SOURCE_DIR STREQUAL CMAKE_CURRENT_SOURCE_DIR)
+  add_executable({prefix}_main main.c)
+  set_property(TARGET {prefix}_main PROPERTY C_STANDARD 99)
+  target_link_libraries({prefix}_main PRIVATE {prefix})
+endif()
+"""
+
+
+def cmake_lists(layout: Layout) -> str:
+    """The text of CMakeLists.txt."""
+    threaded = layout.most_threads > 1
+    return _CMAKE.format(
+        name=layout.name,
+        prefix=layout.prefix,
+        threads="set(THREADS_PREFER_PTHREAD_FLAG ON)\nfind_package(Threads REQUIRED)\n" if threaded else "",
+        link=" Threads::Threads" if threaded else "",
+    )
+
+
+def compiler_of(target: Target) -> list[str] | None:
+    """The command that compiles C for a target: the environment's CC, or one by its usual name; None if there is none.
+
+    CC is taken for this machine and those that run the same code.
+    """
+    names = [f"{target.architecture}-linux-gnu-gcc"] if target.system == "linux" else []
+    if target.architecture == "arm" and target.system == "none":
+        names = ["arm-none-eabi-gcc"]
+    machine = host()
+    if (target.architecture, target.system) == (machine.architecture, machine.system):
+        chosen = shlex.split(os.environ.get("CC", ""))
+        if chosen:
+            return chosen if shutil.which(chosen[0]) else None
+        names = ["cc", "gcc", "clang", *names]
+    return next(([name] for name in names if shutil.which(name)), None)
+
+
+def shared_library(layout: Layout, folder: Path) -> Path | None:
+    """Link NAME.so of NAME.o, or NAME.dylib on macOS. None where there are no such libraries, or nothing to link with.
+
+    RuntimeError with what the linker said if it fails.
+    """
+    target = layout.artifact.target
+    command = compiler_of(target)
+    if target.system == "none" or command is None:
+        return None
+    macos = target.system == "macos"
+    made = folder / f"{layout.name}.{'dylib' if macos else 'so'}"
+    flags = ["-dynamiclib", "-install_name"] if macos else ["-shared", "-Wl,-z,noexecstack", "-Wl,-soname"]
+    name = [flags.pop(), made.name] if macos else [f"{flags.pop()},{made.name}"]
+    threads = ["-pthread"] if layout.most_threads > 1 else []
+    _run([*command, *flags, *name, "-o", made.name, f"{layout.name}.o", *threads], folder)
+    return made
+
+
+def archive(layout: Layout, folder: Path) -> Path | None:
+    """Make NAME.a of NAME.o. None where nothing makes archives."""
+    command = compiler_of(layout.artifact.target)
+    prefix = command[0].removesuffix("gcc") if command and command[0].endswith("-gcc") else ""
+    tool = next(filter(shutil.which, (f"{prefix}ar", "llvm-ar")), None)
+    if tool is None or command is None:
+        return None
+    made = folder / f"{layout.name}.a"
+    made.unlink(missing_ok=True)  # or it would be added to
+    _run([tool, "rcs", made.name, f"{layout.name}.o"], folder)
+    return made
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"export: `{shlex.join(command)}` failed: {done.stderr.strip() or done.returncode}")
