@@ -24,12 +24,13 @@ def launch(kernel: Kernel, target: VectorTarget) -> Launch:
     if isinstance(kernel, ChainKernel):
         chained = chain_blocking.plan(kernel, target)
         return Launch(chained.chunks, chained.scratch_bytes, chained.multiply_adds / _MULTIPLY_ADDS)
+    lanes = target.lanes(kernel.element.name)
     if kernel.image is not None:
-        blocking = window_kernel.plan(kernel, target)[1].blocking
+        _, chosen = window_kernel.plan(kernel, target)
+        blocking, size = chosen.blocking, window_kernel.multiply_adds(kernel, chosen)
     else:
         _, blocking = fused_contraction.plan(kernel, target)
-    size = kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent
-    lanes = target.lanes(kernel.element.name)
+        size = kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent
     return Launch(blocking.chunks, blocking.scratch_bytes, size / (lanes * _MULTIPLY_ADDS))
 
 

@@ -92,6 +92,10 @@ class PanelWriter:
 
     def squares(self, panel: ir.Value, depth: Axis, columns: Axis) -> None:
         """Vectors along `depth`, lanes x lanes of them transposed in registers into vectors along `columns`."""
+        self.turned(panel, [depth], columns)
+
+    def turned(self, panel: ir.Value, axes: Sequence[Axis], columns: Axis) -> None:
+        """As `box`, but vectors along the last of `axes` are transposed in registers into vectors along `columns`."""
         builder, lanes = self.builder, self.lanes
         last = builder.sub(builder.add(columns.start, columns.count), constant(I64, 1))
 
@@ -102,26 +106,42 @@ class PanelWriter:
                 place = builder.add(first, constant(I64, lane), flags=("nsw",))
                 # Past the right edge the last column is computed again; nobody reads it there.
                 places.append(builder.select(builder.icmp_signed("<", place, last), place, last))
-            to_group = self._place(panel, columns, j)
-
-            def square(p: ir.Value, along_depth: Lanes | None) -> None:
-                with self.emitter.scope({depth.variable: self._at(depth, p)}, along_depth):
-                    vectors = []
-                    for place in places:
-                        with self.emitter.scope({columns.variable: place}):
-                            vectors.append(self.emitter.spread(self.emitter.evaluate(self.value)))
-                    to_rows = self._place(to_group, depth, p)
-                    if along_depth is not None and along_depth.active is None:
-                        self._store_square(to_rows, depth, transpose_square(builder, vectors))
-                    else:
-                        for lane, vector in enumerate(vectors):
-                            place = offset(builder, to_rows, register_type(self.element), (lane, columns.step))
-                            self._store(vector, place, depth.step)
-
-            self._vectors(depth, square)
+            self._turned_lines(self._place(panel, columns, j), axes, columns, places)
             return []
 
         self.emitter.loop(None, constant(I64, 0), columns.count, lanes, [], group)
+
+    def _turned_lines(
+        self, panel: ir.Value, axes: Sequence[Axis], columns: Axis, places: Sequence[ir.Value]
+    ) -> None:
+        """One group of columns, at these places."""
+        first, *rest = axes
+        if rest:
+
+            def slice_(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                with self.emitter.scope({first.variable: self._at(first, i)}):
+                    self._turned_lines(self._place(panel, first, i), rest, columns, places)
+                return []
+
+            self.emitter.loop(None, constant(I64, 0), first.count, 1, [], slice_)
+            return
+
+        def square(p: ir.Value, along_depth: Lanes | None) -> None:
+            with self.emitter.scope({first.variable: self._at(first, p)}, along_depth):
+                vectors = []
+                for place in places:
+                    with self.emitter.scope({columns.variable: place}):
+                        vectors.append(self.emitter.spread(self.emitter.evaluate(self.value)))
+                to_rows = self._place(panel, first, p)
+                active = self.lanes if along_depth is None or along_depth.active is None else along_depth.active
+                if along_depth is not None and isinstance(active, int):
+                    self._store_square(to_rows, first, transpose_square(self.builder, vectors)[:active])
+                else:
+                    for lane, vector in enumerate(vectors):
+                        place = offset(self.builder, to_rows, register_type(self.element), (lane, columns.step))
+                        self._store(vector, place, first.step)
+
+        self._vectors(first, square)
 
     def _store_square(self, to_rows: ir.Value, depth: Axis, rows: list[ir.Value]) -> None:
         for number, row in enumerate(rows):

@@ -38,9 +38,9 @@ _THREADS = (1, 2, 4, 8, 16)  # thread counts a grid of chunks should serve; the 
 _MOST_DEPTH = 2048  # k steps of a block: the length of the table
 _MOST_ROWS = 4096
 _LONGEST_SEGMENT = 512
-_LINE = 64
+LINE = 64
 _WAYS, _SETS = 8, 64  # of a first-level cache with ways of a page
-_DEFAULT_L1, _DEFAULT_L2 = 16384, 131072
+_DEFAULT_L1, DEFAULT_L2 = 16384, 131072
 
 Table = NDArray[np.int64]
 
@@ -94,6 +94,7 @@ class WindowPlan:
     tile_rows:     distance of two rows of sums in the scratch memory
     finish_rows:   as in the contraction, but no longer than a block
     square_offset: where results are turned, so that vectors run along m
+    slots:         what it is expected to cost, summed over the thread counts a machine may have
     """
 
     blocking: Blocking
@@ -109,6 +110,7 @@ class WindowPlan:
     tile_rows: int
     finish_rows: int
     square_offset: int
+    slots: float
 
     @property
     def tiles_per_segment(self) -> int:
@@ -130,18 +132,18 @@ def plan_windows(contraction: WindowContraction, target: VectorTarget) -> Window
     """Choose tile, blocks and chunks."""
     lanes = target.lanes(contraction.element)
     image = contraction.image
-    rows = np.array([_tabulated(place, contraction.rows) for place in image.places])
-    depth = np.array([_tabulated(place, contraction.depth) for place in image.places])
+    rows = np.array([tabulated(place, contraction.rows) for place in image.places])
+    depth = np.array([tabulated(place, contraction.depth) for place in image.places])
     # One number for a place, so that equal distances are equal on every axis.
     extents = [axis.extent for axis in image.axes]
     weights = np.cumprod([1, *(2 * extent + 1 for extent in extents[:0:-1])])[::-1].astype(np.int64)
     tile = _choose_tile(contraction, target, weights @ rows, lanes)
     grids = list(_grids(contraction, target, tile, rows, depth, weights, lanes))
-    _, mc, nc, kc, keep_b = min(grids)
-    return _plan(contraction, target, tile, rows, depth, (mc, nc, kc), keep_b, lanes)
+    slots, mc, nc, kc, keep_b = min(grids)
+    return _plan(contraction, target, tile, rows, depth, (mc, nc, kc), keep_b, slots, lanes)
 
 
-def _tabulated(index: Index, variable: Variable) -> Table:
+def tabulated(index: Index, variable: Variable) -> Table:
     """The part of an index that depends on the variable alone, for all its values."""
     own = Index(tuple((atom, c) for atom, c in index.terms if variable in atom.variables))
     return values_along(own, variable)
@@ -156,7 +158,7 @@ def values_along(index: Index, variable: Variable) -> Table:
     return np.broadcast_to(indexing.evaluate(index, number), (variable.extent,)).astype(np.int64)
 
 
-def _repeats(places: Table, length: int) -> bool:
+def repeats(places: Table, length: int) -> bool:
     """Whether each block of `length` places has the distances of the first one (a shorter last block its beginning)."""
     if length + 1 < places.size and places[length + 1] - places[length] != places[min(1, length - 1)] - places[0]:
         if length > 1:
@@ -175,9 +177,10 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def _parts(total: int, block: int) -> list[tuple[int, int]]:
-    parts = [(total // block, block), (1 if total % block else 0, total % block)]
-    return [(count, size) for count, size in parts if count]
+def parts(total: int, block: int) -> list[tuple[int, int]]:
+    """(how many, of what size): the blocks a dimension falls into, the smaller last one separately."""
+    sizes = [(total // block, block), (1 if total % block else 0, total % block)]
+    return [(count, size) for count, size in sizes if count]
 
 
 def _tile_slots(rows: int, vectors: int) -> float:
@@ -192,13 +195,13 @@ def _choose_tile(contraction: WindowContraction, target: VectorTarget, places: T
     usable = target.vector_registers - 1 - (not target.has_fma)
     best = _Tile(1, 1, 1, float("inf"))
     for segment in _divisors(m):
-        if (segment > _LONGEST_SEGMENT and segment != m) or not _repeats(places, segment):
+        if (segment > _LONGEST_SEGMENT and segment != m) or not repeats(places, segment):
             continue
         inside = places[:segment]
         for rows in range(1, min(segment, max(1, usable // 2)) + 1):
-            repeats: bool | None = None
+            regular: bool | None = None
             for vectors in range(1, min(n_vectors, max(1, usable // (rows + 1))) + 1):
-                row_parts, column_parts = _parts(segment, rows), _parts(n_vectors, vectors)
+                row_parts, column_parts = parts(segment, rows), parts(n_vectors, vectors)
                 slots = (m // segment) * sum(
                     i * j * (k * _tile_slots(r, v) + _TILE_SLOTS + 2 * r * v)
                     for i, r in row_parts
@@ -206,8 +209,8 @@ def _choose_tile(contraction: WindowContraction, target: VectorTarget, places: T
                 )
                 slots *= 1 + 0.01 * (len(row_parts) * len(column_parts) - 1)
                 if slots < best.slots:
-                    repeats = _repeats(inside, rows) if repeats is None else repeats
-                    if repeats:
+                    regular = repeats(inside, rows) if regular is None else regular
+                    if regular:
                         best = _Tile(segment, rows, vectors, slots)
     return best
 
@@ -219,7 +222,7 @@ def _depth_blocks(contraction: WindowContraction, places: Table) -> Iterator[int
     for length in range(limit, 0, -1):
         if length > limit and found:
             continue
-        if _repeats(places, length):
+        if repeats(places, length):
             yield length
             found, limit = True, length * 2 // 3
             if length < 64:
@@ -240,7 +243,7 @@ def _reads_in_place(
 
 def _most_in_a_set(offsets: Table, size: int) -> int:
     """How many of the cache lines the offsets touch fall into one set of a first-level cache."""
-    lines = np.unique(offsets.ravel() * size // _LINE)
+    lines = np.unique(offsets.ravel() * size // LINE)
     return int(np.bincount(lines % _SETS).max())
 
 
@@ -255,7 +258,7 @@ def _grids(
 ) -> Iterator[tuple[float, int, int, int, bool]]:
     """(slots, mc, nc, kc, keep_b) of every grid of blocks worth trying."""
     size = element_bits(contraction.element) // 8
-    l1, l2 = target.l1_bytes or _DEFAULT_L1, target.l2_bytes or _DEFAULT_L2
+    l1, l2 = target.l1_bytes or _DEFAULT_L1, target.l2_bytes or DEFAULT_L2
     nr = tile.vectors * lanes
     for kc in _depth_blocks(contraction, weights @ depth):
         reach_k = np.ptp(depth[:, :kc], axis=1)
@@ -264,7 +267,7 @@ def _grids(
             box = tuple(int(e) for e in np.ptp(rows[:, :mc], axis=1) + reach_k + 1)
             box_bytes = _box_strides(box, size)[0] * box[0] * size
             seen = tile.rows * min(kc, prod(box)) * size  # of the image by one tile, at most
-            for nc in _column_blocks(contraction.n, nr):
+            for nc in column_blocks(contraction.n, nr):
                 padded_n = -(-nc // nr) * nr
                 bytes_used = box_bytes + padded_n * kc * size + mc * (padded_n + lanes) * size
                 crowded = 1.0 + max(0.0, bytes_used / (0.75 * l2) - 1.0) + 0.1 * max(0.0, seen / l1 - 1.0)
@@ -284,7 +287,6 @@ def _grid_cost(
     (mc, nc, kc), size = sizes, element_bits(contraction.element) // 8
     m, n, k = contraction.m, contraction.n, contraction.k
     m_blocks, n_blocks, k_blocks = -(-m // mc), -(-n // nc), -(-k // kc)
-    chunks = contraction.batch * m_blocks * n_blocks
     padded_n = -(-nc // (tile.vectors * lanes)) * tile.vectors * lanes
     keep_b = m_blocks > 1 and k * padded_n * size <= max(target.l2_bytes, target.l3_bytes // 8)
     staging = 0.0
@@ -293,19 +295,42 @@ def _grid_cost(
     tiles = -(-mc // tile.rows) * -(-nc // (tile.vectors * lanes))
     visits = (k_blocks - 1) * tiles * (_TILE_SLOTS + 2 * tile.rows * tile.vectors)
     chunk = tile.slots * (min(mc, m) / m) * (min(nc, n) / n) * crowded + _CHUNK_SLOTS + staging + visits
-    chunk += (mc * nc * _FINISH_SLOTS + nc * k * _FETCH_SLOTS) / lanes
+    chunk += nc * k * _FETCH_SLOTS / lanes + finishing_slots(contraction, mc, nc, lanes)
+    pack_b = nc * k * packing_slots(contraction) / lanes
+    total = over_threads(contraction.batch, tile.slots, (m_blocks, n_blocks), keep_b, chunk, pack_b)
+    return total, mc, nc, kc, keep_b
+
+
+def finishing_slots(contraction: WindowContraction, mc: int, nc: int, lanes: int) -> float:
+    """What finishing a block of sums costs."""
     stretches = nc * -(-mc // contraction.finish_rows) if contraction.finish_rows else mc
-    chunk += stretches * contraction.arrays * _STRETCH_SLOTS
-    pack_b = nc * k * (_GATHER_SLOTS if contraction.gathered else _PACK_SLOTS) / lanes
-    most_chunks = min(_MOST_CHUNKS, max(1.0, contraction.batch * tile.slots // _SMALLEST_CHUNK_SLOTS))
+    return mc * nc * _FINISH_SLOTS / lanes + stretches * contraction.arrays * _STRETCH_SLOTS
+
+
+def packing_slots(contraction: WindowContraction) -> float:
+    """What packing a vector of B costs."""
+    return _GATHER_SLOTS if contraction.gathered else _PACK_SLOTS
+
+
+def over_threads(
+    batch: int, slots: float, blocks: tuple[int, int], keep_b: bool, chunk: float, pack_b: float
+) -> float:
+    """What a grid of chunks costs, summed over the thread counts a machine may have.
+
+    slots: of one batch entry, which say how many chunks are worth having; blocks: of rows and of columns; chunk and
+    pack_b: the slots of a chunk, and of packing B for one, which is done once for those of a column if it is kept.
+    """
+    m_blocks, n_blocks = blocks
+    chunks = batch * m_blocks * n_blocks
+    most_chunks = min(_MOST_CHUNKS, max(1.0, batch * slots // _SMALLEST_CHUNK_SLOTS))
     total = 0.0
     for threads in _THREADS:
         turns = -(-chunks // threads)
         packs = min(turns, -(-chunks // m_blocks)) if keep_b else turns
         total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
-    if chunks > max(contraction.batch, most_chunks):
-        total *= chunks / max(contraction.batch, most_chunks)
-    return total, mc, nc, kc, keep_b
+    if chunks > max(batch, most_chunks):
+        total *= chunks / max(batch, most_chunks)
+    return total
 
 
 def _row_blocks(contraction: WindowContraction, tile: _Tile, places: Table) -> Iterator[int]:
@@ -318,11 +343,11 @@ def _row_blocks(contraction: WindowContraction, tile: _Tile, places: Table) -> I
     others = [-(-units // blocks) for blocks in range(1, min(units, 12) + 1)]
     for count in sorted({*whole, *others}, reverse=True):
         size = min(m, count * unit)
-        if size <= max(_MOST_ROWS, unit) and _repeats(places, size):
+        if size <= max(_MOST_ROWS, unit) and repeats(places, size):
             yield size
 
 
-def _column_blocks(n: int, nr: int) -> Iterator[int]:
+def column_blocks(n: int, nr: int) -> Iterator[int]:
     tiles, tried = -(-n // nr), set()
     for blocks in range(1, tiles + 1):
         count = -(-tiles // blocks)
@@ -336,8 +361,8 @@ def _box_strides(box: Sequence[int], size: int) -> tuple[int, ...]:
     strides = [1]
     for extent in reversed(box[1:]):
         stride = strides[-1] * extent
-        if stride * size % (8 * _LINE) == 0:
-            stride += _LINE // size
+        if stride * size % (8 * LINE) == 0:
+            stride += LINE // size
         strides.append(stride)
     return tuple(reversed(strides))
 
@@ -350,6 +375,7 @@ def _plan(
     depth: Table,
     sizes: tuple[int, int, int],
     keep_b: bool,
+    slots: float,
     lanes: int,
 ) -> WindowPlan:
     (mc, nc, kc), size = sizes, element_bits(contraction.element) // 8
@@ -369,17 +395,17 @@ def _plan(
     nr = tile.vectors * lanes
     padded_n = -(-nc // nr) * nr
     tile_rows = padded_n + lanes
-    box_offset = _LINE if keep_b else 0
-    tile_offset = _aligned(box_offset + (0 if box is None else strides[0] * box[0] * size))
-    square_offset = _aligned(tile_offset + (mc + lanes) * tile_rows * size)
-    b_offset = _aligned(square_offset + lanes * lanes * size)
+    box_offset = LINE if keep_b else 0
+    tile_offset = aligned(box_offset + (0 if box is None else strides[0] * box[0] * size))
+    square_offset = aligned(tile_offset + (mc + lanes) * tile_rows * size)
+    b_offset = aligned(square_offset + lanes * lanes * size)
     chunks = contraction.batch * m_blocks * n_blocks
     b_bytes = padded_n * (contraction.k if keep_b else kc) * size
     unroll = 1 if tile.rows * tile.vectors >= 16 else 2 if tile.rows * tile.vectors >= 8 else 4
     blocking = Blocking(
         lanes=lanes, mr=tile.rows, nr=nr, mc=mc, nc=nc, kc=kc, batches=1, chunks=chunks, direct_a=True, direct_b=False,
         a_panel=(0, 0), a_block=False, keep_b=keep_b, unroll=unroll, a_offset=box_offset, tile_offset=tile_offset,
-        b_offset=b_offset, scratch_bytes=_aligned(b_offset + b_bytes),
+        b_offset=b_offset, scratch_bytes=aligned(b_offset + b_bytes),
     )  # fmt: skip
     return WindowPlan(
         blocking=blocking,
@@ -395,6 +421,7 @@ def _plan(
         tile_rows=tile_rows,
         finish_rows=finish_rows,
         square_offset=square_offset,
+        slots=slots,
     )
 
 
@@ -405,5 +432,5 @@ def _tile_sizes(m: int, mc: int, segment: int, rows: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(size for size in (min(rows, segment), *remainders) if size))
 
 
-def _aligned(count: int) -> int:
-    return -(-count // _LINE) * _LINE
+def aligned(count: int) -> int:
+    return -(-count // LINE) * LINE

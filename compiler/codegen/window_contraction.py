@@ -26,8 +26,9 @@ from llvmlite import ir
 
 from .contraction import Memory, Packed, note_packed_b
 from .contraction_blocking import Contraction, Operand
-from .contraction_packing import pack_memory_b, transpose_square
+from .contraction_packing import pack_memory_b
 from .control_flow import block_range, counted_loop, divide, index, offset, smaller
+from .finishing import Finish, Finishing
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 from .window_blocking import WindowContraction, WindowPlan
@@ -39,10 +40,6 @@ _I32 = ir.IntType(32)
 # image(builder, destination, batch, m, k) -> pointer to the element of row m at step k of batch entry `batch`. For an
 # image that is not read in place, the box that starts at `plan.origin` from it is written to `destination` first.
 Image = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value], ir.Value]
-
-# finish(builder, batch, part, m, n, sums, valid): store results. Where they lie together along m, lane i is the result
-# of row part * plan.finish_rows + m + i and column n, else that of row m and column n + i, and part is 0.
-Finish = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value, int], None]
 
 
 @dataclass(frozen=True)
@@ -176,10 +173,18 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
             _pack_b(template, b_panels, batch, k_range, n_range)
         first = template.image(builder, template.at(blocking.a_offset), batch, m_range[0], k_range[0])
         _emit_tiles(template, first, b_panels, m_range[1], n_range[1], k_range[1])
-    if template.plan.finish_rows:
-        _finish_along_rows(template, batch, m_range, n_range)
-    else:
-        _finish_along_columns(template, batch, m_range, n_range)
+    Finishing(
+        builder=builder,
+        scalar=template.scalar,
+        bytes=template.bytes,
+        lanes=blocking.lanes,
+        columns=contraction.n,
+        sums=template.at(blocking.tile_offset),
+        row_stride=template.plan.tile_rows,
+        finish_rows=template.plan.finish_rows,
+        square=template.at(template.plan.square_offset),
+        finish=template.finish,
+    ).block(batch, m_range, n_range)
 
 
 def _clear_tiles(template: _Template, count: int) -> None:
@@ -253,63 +258,3 @@ def _run_micro_kernel(template: _Template, arguments: list[ir.Value], rows: ir.V
         fits = builder.icmp_signed("==", rows, index(size))
         choices.append((builder.and_(fits, whole if is_whole else builder.not_(whole)), kernel))
     call(choices)
-
-
-def _finish_along_columns(
-    template: _Template, batch: ir.Value, m_range: tuple[ir.Value, ir.Value], n_range: tuple[ir.Value, ir.Value]
-) -> None:
-    """Results lie together along n: each row's vectors as they are."""
-    builder, plan, lanes = template.builder, template.plan, template.plan.blocking.lanes
-    vector, tiles = ir.VectorType(template.scalar, lanes), template.at(plan.blocking.tile_offset)
-
-    def finish(row: ir.Value, at: ir.Value, valid: int) -> None:
-        pointer = offset(builder, tiles, template.scalar, (row, plan.tile_rows), (at, 1))
-        sums = builder.load(pointer, typ=vector, align=lanes * template.bytes)
-        m = builder.add(m_range[0], row, flags=("nsw",))
-        n = builder.add(n_range[0], at, flags=("nsw",))
-        template.finish(builder, batch, index(0), m, n, sums, valid)
-
-    with counted_loop(builder, 0, m_range[1], name="finish.m") as row:
-        _whole_and_rest(builder, n_range[1], template.contraction.n, lanes, lambda at, valid: finish(row, at, valid))
-
-
-def _whole_and_rest(
-    builder: ir.IRBuilder, count: ir.Value, total: int, lanes: int, body: Callable[[ir.Value, int], None]
-) -> None:
-    """`body(at, valid)` for the whole vectors of `count`, and once for the rest, if `total` leaves one."""
-    rest = total % lanes
-    whole = builder.and_(count, index(-lanes)) if rest else count
-    if total >= lanes:
-        with counted_loop(builder, 0, whole, lanes, name="finish.whole") as at:
-            body(at, lanes)
-    if rest:
-        with builder.if_then(builder.icmp_signed("<", whole, count)):
-            body(whole, rest)
-
-
-def _finish_along_rows(
-    template: _Template, batch: ir.Value, m_range: tuple[ir.Value, ir.Value], n_range: tuple[ir.Value, ir.Value]
-) -> None:
-    """Results lie together along m: squares of sums are turned, part by part of rows that lie together."""
-    builder, plan, lanes = template.builder, template.plan, template.plan.blocking.lanes
-    vector, size = ir.VectorType(template.scalar, lanes), lanes * template.bytes
-    tiles, square = template.at(plan.blocking.tile_offset), template.at(plan.square_offset)
-    part_rows = plan.finish_rows
-
-    def finish(start: ir.Value, at: ir.Value, valid: int) -> None:
-        part = builder.udiv(builder.add(m_range[0], start, flags=("nsw",)), index(part_rows))
-        row = builder.add(start, at, flags=("nsw",))
-        with counted_loop(builder, 0, n_range[1], lanes, name="finish.n") as j:
-            places = [offset(builder, tiles, template.scalar, (row, plan.tile_rows), (j, 1))]
-            places += [offset(builder, places[0], template.scalar, (lane * plan.tile_rows, 1)) for lane in range(lanes)]
-            sums = [builder.load(place, typ=vector, align=size) for place in places[1:]]
-            for lane, turned in enumerate(transpose_square(builder, sums)):
-                builder.store(turned, offset(builder, square, template.scalar, (lane * lanes, 1)), align=size)
-            columns = smaller(builder, builder.sub(n_range[1], j), lanes)
-            with counted_loop(builder, 0, columns, name="finish.column") as column:
-                n = builder.add(builder.add(n_range[0], j, flags=("nsw",)), column, flags=("nsw",))
-                turned = builder.load(offset(builder, square, template.scalar, (column, lanes)), typ=vector, align=size)
-                template.finish(builder, batch, part, at, n, turned, valid)
-
-    with counted_loop(builder, 0, m_range[1], part_rows, name="finish.part") as start:
-        _whole_and_rest(builder, index(part_rows), part_rows, lanes, lambda at, valid: finish(start, at, valid))

@@ -1,7 +1,8 @@
-"""A contraction kernel with an image as an LLVM function: the window template, fed from loop IR.
+"""A contraction kernel with an image as an LLVM function: one of two window templates, fed from loop IR.
 
 The image is given to the template as the table of its places. An image that is just an array in memory is read where it
-lies; of any other (padding, a mask, a cast, an activation) the box a block sees is computed.
+lies; of any other (padding, a mask, a cast, an activation) the box a block sees is computed. Windows of 3x3 that move by
+one are multiplied by minimal filtering where the plans say that this is less work.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from ..schedule import index as indexing
 from ..schedule.collapse import all_values
 from ..schedule.index import Index, Variable
 from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution
-from . import window_contraction as template
+from . import filter_contraction, window_contraction
 from .arithmetic import I64, constant, memory_type
+from .contraction import Packed
 from .control_flow import offset, smaller
+from .filter_blocking import FilterPlan, plan_filter
 from .fused_contraction import Callbacks, right_operand, start_kernel
 from .lanes import VectorLoop, lane_step
 from .panels import Axis, PanelWriter
@@ -28,13 +31,21 @@ from .vector_target import VectorTarget
 from .window_blocking import WindowContraction, WindowPlan, plan_windows, values_along
 
 
-def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContraction, WindowPlan]:
+def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContraction, WindowPlan | FilterPlan]:
     """What the template is asked for, and how it will do it."""
     contraction = WindowContraction(
         kernel.batch.extent, kernel.rows, kernel.columns.extent, kernel.depth, kernel.element.name, _image(kernel),
         _in_place(kernel), _is_gathered(kernel, target), _arrays(kernel), _rows_together(kernel, target),
     )  # fmt: skip
-    return contraction, plan_windows(contraction, target)
+    filtering, windows = plan_filter(contraction, target), plan_windows(contraction, target)
+    return contraction, windows if filtering is None or windows.slots <= filtering.slots else filtering
+
+
+def multiply_adds(kernel: ContractionKernel, chosen: WindowPlan | FilterPlan) -> int:
+    """How many multiply-adds the kernel does."""
+    if isinstance(chosen, FilterPlan):
+        return 16 * kernel.batch.extent * chosen.all_rows * chosen.all_steps * kernel.columns.extent
+    return kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent
 
 
 def _image(kernel: ContractionKernel) -> Image:
@@ -77,7 +88,7 @@ def _rows_together(kernel: ContractionKernel, target: VectorTarget) -> int:
     return gcd(rows, *breaks.tolist())
 
 
-def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: VectorTarget) -> WindowPlan:
+def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: VectorTarget) -> None:
     """Add the kernel's function to the module."""
     contraction, blocks = plan(kernel, target)
     part, place = Variable("part", kernel.rows.extent), kernel.rows
@@ -97,12 +108,8 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
     function, builder, pointers = start_kernel(module, name, kernel)
     callbacks = Callbacks(kernel, right_operand(kernel, target), blocks.blocking, target, builder, pointers)
     right = callbacks.right()
-    if isinstance(right, template.Packed):
-        right = template.Packed(partial(_pack_right, callbacks, k_block, whole_blocks))
-
-    def image(builder: ir.IRBuilder, box: ir.Value, batch: ir.Value, m: ir.Value, k: ir.Value) -> ir.Value:
-        at = {kernel.batch: batch, kernel.rows: m, contraction.depth: k}
-        return _block_of_image(callbacks, blocks, builder, box, at)
+    if isinstance(right, Packed):
+        right = Packed(partial(_pack_right, callbacks, k_block, whole_blocks))
 
     def finish(
         builder: ir.IRBuilder, batch: ir.Value, of: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
@@ -111,9 +118,14 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
         along = place if blocks.finish_rows else kernel.columns
         callbacks.store(bindings, along, builder, sums, valid)
 
-    template.emit(function, builder, contraction, blocks, target, image, right, strides or (0, 0), finish)
+    shared = function, builder, contraction
+    if isinstance(blocks, FilterPlan):
+        box = partial(_box_of_channels, callbacks, blocks, contraction.depth)
+        filter_contraction.emit(*shared, blocks, target, box, right, strides or (0, 0), finish)
+    else:
+        image = partial(_block_of_image, callbacks, blocks, contraction.depth)
+        window_contraction.emit(*shared, blocks, target, image, right, strides or (0, 0), finish)
     builder.ret_void()
-    return blocks
 
 
 def _pack_right(
@@ -129,26 +141,48 @@ def _pack_right(
 
 
 def _block_of_image(
-    callbacks: Callbacks, blocks: WindowPlan, builder: ir.IRBuilder, box: ir.Value, at: dict[Variable, ir.Value]
-) -> ir.Value:
+    callbacks: Callbacks, blocks: WindowPlan, depth: Variable, builder: ir.IRBuilder, box: ir.Value, batch: ir.Value,
+    m: ir.Value, k: ir.Value,
+) -> ir.Value:  # fmt: skip
     """A pointer to the image's element for this row and k step: in memory, or in the box that is computed here."""
     kernel = callbacks.kernel
-    image, emitter = _image(kernel), callbacks.bound(builder, at[kernel.batch])
-    for variable, value in at.items():
-        emitter.bind(variable, value)
+    image, emitter = _image(kernel), callbacks.bound(builder, batch)
+    emitter.bind(kernel.rows, m)
+    emitter.bind(depth, k)
     if blocks.box is None:
         load = kernel.left
         assert isinstance(load, Load)
         place = Substitution(dict(zip(image.axes, image.places, strict=True))).index(load.index)
         pointer = callbacks.pointers[load.buffer]
         return offset(builder, pointer, memory_type(load.buffer.dtype), (emitter.index(place), 1))
-    axes = _axes(builder, image, blocks.box, [emitter.index(p + o) for p, o in _starts(image, blocks)], blocks.strides)
+    starts = [emitter.index(place + at) for place, at in zip(image.places, blocks.origin, strict=True)]
+    axes = _axes(builder, image, blocks.box, starts, blocks.strides)
     PanelWriter(emitter, kernel.element, kernel.left, callbacks.lanes).box(box, axes)
     return offset(builder, box, memory_type(kernel.element), (blocks.first, 1))
 
 
-def _starts(image: Image, blocks: WindowPlan) -> list[tuple[Index, int]]:
-    return list(zip(image.places, blocks.origin, strict=True))
+def _box_of_channels(
+    callbacks: Callbacks, blocks: FilterPlan, depth: Variable, builder: ir.IRBuilder, box: ir.Value, batch: ir.Value,
+    m: ir.Value, k: ir.Value, channels: ir.Value,
+) -> None:  # fmt: skip
+    """The box of the image for this row and k step, with its channels side by side."""
+    kernel = callbacks.kernel
+    image, emitter = _image(kernel), callbacks.bound(builder, batch)
+    emitter.bind(kernel.rows, m)
+    emitter.bind(depth, k)
+    starts = [emitter.index(place + at) for place, at in zip(image.places, blocks.origin, strict=True)]
+    axes = _axes(builder, image, blocks.box, starts, blocks.strides)
+    across = replace(axes[blocks.channel], count=channels)
+    # From far apart to close together, as in the box.
+    others = sorted((a for a in axes if a.step != 1), key=lambda axis: -axis.step)
+    writer = PanelWriter(emitter, kernel.element, kernel.left, callbacks.lanes)
+    loop = VectorLoop(across.variable, callbacks.lanes)
+    loads = [value for value in all_values([kernel.left]) if isinstance(value, Load)]
+    if callbacks.lanes == 1 or any(lane_step(load.index, loop) == 1 for load in loads):
+        writer.box(box, [*others, across])
+    else:
+        # Lines of an image begin where it does.
+        writer.turned(box, [*others[:-1], replace(others[-1], aligned=True)], across)
 
 
 def _axes(
