@@ -253,13 +253,37 @@ def _convolution(source: random.Random) -> Example | None:
         )  # fmt: skip
     except ValueError:
         return None  # The kernel does not fit.
-    if not 0 < y.size <= 30000:
-        return None
-    b = ops.input_(identity="b", dtype=dtype, shape=(groups * outside,))
-    bias = ops.broadcast(ops.reshape(b, shape=(1, b.size, *(1 for _ in size))), shape=y.shape)
-    z = ops.maximum(ops.add(y, bias), full(0, dtype, y.shape))
-    cotangent = ops.input_(identity="cotangent", dtype=dtype, shape=z.shape)
+    return _with_bias(x, w, y) if 0 < y.size <= 30000 else None
+
+
+def _with_bias(x: Node, w: Node, y: Node) -> Example:
+    """The convolution y of x and w with a bias and a relu, and all gradients."""
+    b = ops.input_(identity="b", dtype=y.dtype, shape=y.shape[1:2])
+    bias = ops.broadcast(ops.reshape(b, shape=(1, b.size, *(1 for _ in y.shape[2:]))), shape=y.shape)
+    z = ops.maximum(ops.add(y, bias), full(0, y.dtype, y.shape))
+    cotangent = ops.input_(identity="cotangent", dtype=y.dtype, shape=z.shape)
     return _exact((x, w, b, cotangent), (z, *gradients([z], [cotangent], [x, w, b])))
+
+
+def filtered_windows() -> Iterator[Example]:
+    """3x3 windows that move by one, with enough channels for minimal filtering: odd and even sizes, padding, groups."""
+    shapes = (
+        (3, 32, 32, (8, 32), 1, 1), (2, 40, 48, (13, 33), 1, 1), (5, 48, 33, (4, 17), 0, 1), (4, 40, 24, (6, 24), 2, 1),
+        (2, 33, 35, (7, 9), 1, 1), (3, 32, 32, (2, 18), 1, 1), (2, 64, 64, (12, 10), 1, 2), (9, 32, 64, (4, 4), 1, 1),
+    )  # fmt: skip
+    for number, (count, inside, outside, size, around, groups) in enumerate(shapes):
+        dtype = (dtypes.float32, dtypes.float32, dtypes.float64, dtypes.bfloat16)[number % 4]
+        x = ops.input_(identity="x", dtype=dtype, shape=(count, inside, *size))
+        w = ops.input_(identity="w", dtype=dtype, shape=(outside, inside // groups, 3, 3))
+        y = ops.conv_general(
+            x, w, strides=(1, 1), padding=((around, around),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1),
+            groups=groups,
+        )  # fmt: skip
+        if dtype is dtypes.bfloat16:  # The interpreter would round the sums before the bias, kernels only after it.
+            cotangent = ops.input_(identity="cotangent", dtype=dtype, shape=y.shape)
+            yield _exact((x, w, cotangent), (y, *gradients([y], [cotangent], [x, w])))
+        else:
+            yield _with_bias(x, w, y)
 
 
 # Contractions with column sums
@@ -455,8 +479,8 @@ def places_of_extrema() -> Iterator[Example]:
 FAMILIES: dict[str, Callable[[], Iterator[Example]]] = {
     family.__name__: family
     for family in (
-        movement, reductions, scatters, large_scatters, gathered_rows, convolutions, images, last_blocks_of_images,
-        narrow_single_lanes, rows_of_padding, reversed_halves, rows_found_by_reductions,
+        movement, reductions, scatters, large_scatters, gathered_rows, convolutions, images, filtered_windows,
+        last_blocks_of_images, narrow_single_lanes, rows_of_padding, reversed_halves, rows_found_by_reductions,
         padded_columns_without_vectors, column_sums, rows_read_again, places_of_extrema, attention,
     )
 }  # fmt: skip

@@ -34,8 +34,8 @@ from .window_blocking import WindowContraction
 
 _I32 = ir.IntType(32)
 
-# box(builder, destination, batch, m, k, channels): write the box of the image that begins `plan.origin` from the element
-# of row m at step k of batch entry `batch`, `channels` of it, to `destination`.
+# box(builder, destination, batch, m, k, channels): write the box of the image that begins `plan.origin` from the
+# element of row m at step k of batch entry `batch`, with so many channels, to `destination`.
 Box = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value], None]
 
 
@@ -237,7 +237,8 @@ def _transform_right(
             with counted_loop(builder, 0, columns, lanes, name="right.vector") as at:
                 values = [template.load(raw, (row, nr), (at, 1)) for row in rows]
                 grid = [values[i : i + side] for i in range(0, side**2, side)]
-                _store_points(template, transforms.on_both_axes(builder, transform, grid), to_step, at, plan.right_plane)
+                points = transforms.on_both_axes(builder, transform, grid)
+                _store_points(template, points, to_step, at, plan.right_plane)
 
 
 def _store_points(

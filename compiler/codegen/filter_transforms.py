@@ -5,9 +5,10 @@ With the points 0, 1, -1 and infinity, for four elements d of an image, three nu
     sum over i < 2, j < 3 of d[i + j] * g[j] * y[i]  =  sum over p < 4 of image(d)[p] * three(g)[p] * two(y)[p].
 
 It is linear in each, so whichever of g and y is given, the other's place holds results: two outputs of three taps are
-two^T(image(d) * three(g)), three outputs of two taps are three^T(image(d) * two(y)). On two axes the transforms apply one
-after the other, and 16 products do the work of 36. S. Winograd, Arithmetic complexity of computations (1980); A. Lavin
-and S. Gray, Fast algorithms for convolutional neural networks, arXiv:1509.09308. Only sums, differences and halves occur.
+two^T(image(d) * three(g)), three outputs of two taps are three^T(image(d) * two(y)). On two axes the transforms apply
+one after the other, and 16 products do the work of 36. Only sums, differences and halves occur: small integers stay
+exact, and rounding errors are those of summing the products one by one. S. Winograd, Arithmetic complexity of
+computations (1980); A. Lavin and S. Gray, Fast algorithms for convolutional neural networks, arXiv:1509.09308.
 """
 
 from __future__ import annotations

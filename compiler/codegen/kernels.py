@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
-from ..schedule.loop_ir import ChainKernel, Kernel, LoopKernel
+from ..schedule.loop_ir import ChainKernel, ContractionKernel, Kernel, LoopKernel
 from . import chain, chain_blocking, fused_contraction, loops, window_kernel
 from .vector_target import VectorTarget
 
@@ -26,12 +26,20 @@ def launch(kernel: Kernel, target: VectorTarget) -> Launch:
         return Launch(chained.chunks, chained.scratch_bytes, chained.multiply_adds / _MULTIPLY_ADDS)
     lanes = target.lanes(kernel.element.name)
     if kernel.image is not None:
-        _, chosen = window_kernel.plan(kernel, target)
-        blocking, size = chosen.blocking, window_kernel.multiply_adds(kernel, chosen)
+        _, windows = window_kernel.plan(kernel, target)
+        blocking, size = windows.blocking, window_kernel.multiply_adds(kernel, windows)
     else:
         _, blocking = fused_contraction.plan(kernel, target)
         size = kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent
     return Launch(blocking.chunks, blocking.scratch_bytes, size / (lanes * _MULTIPLY_ADDS))
+
+
+def saved_multiply_adds(kernel: Kernel, target: VectorTarget) -> int:
+    """How many multiply-adds fewer the kernel does than its contraction is defined by."""
+    if not isinstance(kernel, ContractionKernel) or kernel.image is None:
+        return 0
+    size = kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent
+    return size - window_kernel.multiply_adds(kernel, window_kernel.plan(kernel, target)[1])
 
 
 def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:

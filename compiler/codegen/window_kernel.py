@@ -1,8 +1,8 @@
 """A contraction kernel with an image as an LLVM function: one of two window templates, fed from loop IR.
 
 The image is given to the template as the table of its places. An image that is just an array in memory is read where it
-lies; of any other (padding, a mask, a cast, an activation) the box a block sees is computed. Windows of 3x3 that move by
-one are multiplied by minimal filtering where the plans say that this is less work.
+lies; of any other (padding, a mask, a cast, an activation) the box a block sees is computed. Windows of 3x3 that move
+by one are multiplied by minimal filtering where that is planned to take less time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from ..schedule import index as indexing
 from ..schedule.collapse import all_values
-from ..schedule.index import Index, Variable
+from ..schedule.index import Variable
 from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution
 from . import filter_contraction, window_contraction
 from .arithmetic import I64, constant, memory_type

@@ -11,6 +11,8 @@ import warnings
 from typing import Any
 
 import numpy as np
+from kaun.compiler.codegen.kernels import saved_multiply_adds
+from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Node, ops, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.schedule.fusion import ScheduledKernel
@@ -38,7 +40,7 @@ from kaun.tools.compiled_steps import compiled_step
 
 import kaun as kn
 from kaun import nx
-from kaun.execution import CompiledGraph, Storage
+from kaun.execution import CompiledGraph, Storage, vector_target
 from kaun.tracing import Specialisation
 
 
@@ -189,7 +191,8 @@ def interpreted_losses(step: Step, count: int) -> list[float]:
 class KernelTime:
     """One kernel of a program and how long it takes alone.
 
-    `bytes` counts each element that it touches once; `text` is the stage "fused" of it.
+    `flops` are what it does, which may be less than its operations are defined by; `bytes` counts each element that it
+    touches once; `text` is the stage "fused" of it.
     """
 
     what: str
@@ -203,6 +206,7 @@ class KernelTime:
 
 def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float) -> list[KernelTime]:
     """Every kernel call of a program in order, run alone on the program's own buffers."""
+    target = vector_target(targets.host())
     times = time_calls(compiled.executable, [storage.address for storage in inputs], seconds=seconds)
     fused = re.sub(r"^launch .*\n", "", compiled.compilation.stage("fused"), flags=re.MULTILINE)
     texts = re.split(r"^(?=kernel \d+:)", fused, flags=re.MULTILINE)[1:]
@@ -212,13 +216,18 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
             what=_what(scheduled),
             where=_where(scheduled),
             seconds=time,
-            flops=sum(node.op.flops(node) for node in _computed(scheduled)),
+            flops=_flops(scheduled, target),
             bytes=traffic_bytes(scheduled.reads, scheduled.outputs, _computed(scheduled)),
             chunks=call.chunks,
             text=text,
         )
         for scheduled, call, time, text in kernels
     ]
+
+
+def _flops(scheduled: ScheduledKernel, target: VectorTarget) -> int:
+    defined = sum(node.op.flops(node) for node in _computed(scheduled))
+    return defined - 2 * saved_multiply_adds(scheduled.kernel, target)
 
 
 def _computed(scheduled: ScheduledKernel) -> list[Node]:

@@ -10,7 +10,7 @@ import pytest
 from kaun.compiler.autodiff.vjp import gradients
 from kaun.compiler.codegen import window_kernel
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.codegen.window_blocking import WindowContraction, WindowPlan, values_along
+from kaun.compiler.codegen.window_blocking import WindowContraction, WindowPlan, plan_windows, values_along
 from kaun.compiler.ir import Graph, dtypes, ops
 from kaun.compiler.pipeline import Compilation
 from kaun.compiler.schedule.loop_ir import ContractionKernel
@@ -39,7 +39,8 @@ def planned(target: VectorTarget, seed: int) -> Iterator[tuple[WindowContraction
     for scheduled in Compilation(graph, target).kernels:
         kernel_ = scheduled.kernel
         if isinstance(kernel_, ContractionKernel) and kernel_.image is not None:
-            yield window_kernel.plan(kernel_, target)
+            contraction, _ = window_kernel.plan(kernel_, target)
+            yield contraction, plan_windows(contraction, target)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
