@@ -70,6 +70,11 @@ class Compilation:
         graph, waits = self._without_waits
         return order_kernels(fuse(graph, self.target.lanes("float32"), waits), graph)
 
+    @property
+    def scheduled_graph(self) -> Graph:
+        """What the kernels compute: the simplified graph without the order in which it asks for things."""
+        return self._without_waits[0]
+
     @cached_property
     def _without_waits(self) -> tuple[Graph, Waits]:
         """The graph that kernels are made of, and the order that what is computed again asks for."""

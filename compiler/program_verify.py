@@ -24,6 +24,7 @@ def verify_program(program: Program) -> None:
     - What a call reads of outputs and arena was written as a whole by one call before it, in an earlier launch or in
       its chain, and not written over since.
     - What a chain writes, no other chain of its launch reads or writes.
+    - What a call writes overlaps nothing else that it reads or writes.
     - Arena places start on cache lines.
     - An output that may be written over an input is written by the last call to read it, element by element.
 
@@ -62,9 +63,9 @@ class _Verifier:
                         reads.append((number, region))
                         if region[0] != "input" and region not in known:
                             raise VerificationError(f"program: kernel {call.kernel} reads {region} before its time")
-                for region, is_written in self._regions(call):
+                for position, (region, is_written) in enumerate(self._regions(call)):
                     if is_written:
-                        self._may_write(call, region)
+                        self._may_write(call, position, region)
                         writes.append((number, region))
                         known = {other for other in known if not _overlap(other, region)} | {region}
                         self.written = {other for other in self.written if not _overlap(other, region)}
@@ -82,7 +83,10 @@ class _Verifier:
         if not legal:
             raise VerificationError(f"program: a chain of {len(chain.calls)} calls in {chain.pieces} pieces")
 
-    def _may_write(self, call: Call, region: _Region) -> None:
+    def _may_write(self, call: Call, position: int, region: _Region) -> None:
+        for other, (touched, _) in enumerate(self._regions(call)):
+            if other != position and _overlap(region, touched):
+                raise VerificationError(f"program: kernel {call.kernel} writes {region} and reads or writes {touched}")
         if region[0] == "input":
             raise VerificationError(f"program: kernel {call.kernel} writes an input")
         if region[0] == "output" and any(_overlap(region, other) for other in self.written):

@@ -216,7 +216,7 @@ def native_of(
     constants = [*tensors, *found.captured]
     for number, storage in enumerate(constants):
         inputs.append(Leaf(f"constants.{number}", storage.dtype, storage.shape))
-    return TracedNative(name, found.graph, tuple(inputs), outputs, constants, target)
+    return TracedNative(name, found.graph, tuple(inputs), outputs, constants, target, found.probes)
 
 
 def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:

@@ -109,13 +109,15 @@ class CompiledStep(AheadOfTime):
         native = self.functions["step"]
         others += native.constants
         if not donate or row is not st._as_row()[0]:  # type: ignore[index]  # a state that `_row` took is not traced
-            value, *after = native.compiled(row + others)
+            native.watched(row, others)
+            value, *after = native.results(native.compiled(row + others))
             return Tensor(computed_leaf(value)), State._of(after, form, st.rng)
         del row
         owned = st._give_up()
         assert owned is not None
         try:
-            (value,) = owned.run(native.compiled, others, form)
+            native.watched(owned.current()[0], others)
+            (value,) = native.results(owned.run(native.compiled, others, form))
         except BaseException:
             st._take_back(owned)
             raise

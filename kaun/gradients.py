@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kaun import execution, nx, ptree
+from kaun import execution, nx, probes, ptree
 from kaun.compiler.autodiff import vjp as reverse
 from kaun.compiler.ir import Node, dtypes, full, substitute
 from kaun.nested import replace_tensors, tensors_in
@@ -60,11 +60,15 @@ def _value_and_grad(name: str, f: Function, argnums: int | Sequence[int], has_au
         arguments = list(args)
         for position, tree in zip(positions, stand_ins.trees(), strict=True):
             arguments[position] = tree
-        result = f(*arguments, **kwargs)
+        with probes.collecting() as seen:
+            result = f(*arguments, **kwargs)
         output, aux = _with_aux(name, result) if has_aux else (result, None)
         _check_scalar(name, output)
         grads = reverse.gradients([output._node], [full(1, output.dtype)], stand_ins.nodes)
-        resolved = stand_ins.resolve([output._node, *grads, *(t._node for t in tensors_in(aux))])
+        shown = [probe.node for probe in seen]
+        resolved = stand_ins.resolve([*shown, output._node, *grads, *(t._node for t in tensors_in(aux))])
+        for probe in seen:
+            probes.record(probe.resolved(resolved.pop(0)))
         value, trees = Tensor(resolved[0]), stand_ins.trees(resolved[1 : 1 + len(grads)])
         rest = map(Tensor, resolved[1 + len(grads) :])
         answer = (value, replace_tensors(aux, rest)) if has_aux else value
@@ -83,7 +87,10 @@ def vjp(f: Function, *primals: Tree) -> tuple[Any, Callable[[Tree], tuple[Any, .
     Raises TypeError for leaves that are not floats, ValueError for cotangents of another structure or shape.
     """
     stand_ins = _StandIns.of("kn.vjp", primals)
-    leaves, structure = ptree.flatten(f(*stand_ins.trees()))
+    with probes.collecting() as seen:
+        leaves, structure = ptree.flatten(f(*stand_ins.trees()))
+    for probe, node in zip(seen, stand_ins.resolve([probe.node for probe in seen]), strict=True):
+        probes.record(probe.resolved(node))
     for path, leaf in zip(structure.paths, leaves, strict=True):
         if not isinstance(leaf, Tensor) or not leaf.dtype.is_float:
             raise TypeError(f"kn.vjp: f returned {_describe(leaf)}{_at(path)}, expected float tensors")

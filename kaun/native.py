@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from kaun import execution
+from kaun import execution, observe
+from kaun import probes as probing
 from kaun.compiler.ir import Graph, Node, key, substitute
 from kaun.compiler.program import Program
 from kaun.compiler.program_text import print_program
 from kaun.compiler.schedule.traffic import traffic_bytes
 from kaun.execution import CompiledProgram, Storage
+from kaun.probes import Probe
 from kaun.runtime import artifact, cpu_features
 from kaun.runtime import target as targets
 from kaun.runtime.artifact import Details, KernelSummary, Leaf, Memory
@@ -30,6 +32,8 @@ class Native(ABC):
 
     def __init__(self, name: str, inputs: tuple[Leaf, ...], outputs: tuple[Leaf, ...], constants: list[Storage]):
         self.name, self.inputs, self.outputs, self.constants = name, inputs, outputs, constants
+        # What the function shows or checks where it was traced; its machine code gives that before the results.
+        self.probes: tuple[Probe, ...] = ()
 
     @property
     @abstractmethod
@@ -54,12 +58,26 @@ class Native(ABC):
 
     def __call__(self, given: list[Storage]) -> list[Storage]:
         """The results for the numbers of all inputs but the constants."""
-        return self.compiled(given + self.constants)
+        inputs = given + self.constants
+        self.watched(inputs)
+        return self.results(self.compiled(inputs))
+
+    def watched(self, *inputs: list[Storage]) -> None:
+        """Show what is about to run, on these inputs one after the other, to whoever looks on."""
+        if observe.observers:
+            observe.running(self.graph, [storage for part in inputs for storage in part])
+
+    def results(self, outputs: list[Storage]) -> list[Storage]:
+        """What the function returns, of all that the machine code gives; what it shows is shown."""
+        return probing.shown(self.probes, outputs) if self.probes else outputs
 
     def spliced(self, given: Sequence[Node]) -> list[Node]:
         """The results as nodes of what is being traced."""
         values = [*given, *map(execution.computed_leaf, self.constants)]
-        return substitute(self.graph.outputs, dict(zip(self.graph.inputs, values, strict=True)))
+        mapping = dict(zip(self.graph.inputs, values, strict=True))
+        for probe, node in zip(self.probes, substitute([p.node for p in self.probes], mapping), strict=True):
+            probing.record(probe.resolved(node))
+        return substitute(self.graph.outputs, mapping)
 
 
 class TracedNative(Native):
@@ -67,9 +85,10 @@ class TracedNative(Native):
 
     def __init__(
         self, name: str, graph: Graph, inputs: tuple[Leaf, ...], outputs: tuple[Leaf, ...], constants: list[Storage],
-        target: Target,
+        target: Target, probes: tuple[Probe, ...] = (),
     ):  # fmt: skip
         super().__init__(name, inputs, outputs, constants)
+        self.probes = probes
         self._graph, self._target = Graph(graph.inputs, graph.outputs, tuple(leaf.name for leaf in inputs)), target
 
     @property
@@ -87,11 +106,13 @@ class TracedNative(Native):
                 f"compiled: this function was compiled for {self._target.name}, and cannot run on "
                 f"{targets.host().name}; export it, or compile it without `target`"
             )
-        return execution.compiled(self._graph, key(self._graph), self._target)
+        graph = probing.showing(self._graph, self.probes)
+        return execution.compiled(graph, key(graph), self._target)
 
     @cached_property
     def function(self) -> artifact.Function:
-        if not cpu_features.runs_here(self._target):
+        # What is kept in files shows nothing: its program is that of the function without.
+        if self.probes or not cpu_features.runs_here(self._target):
             return self.function_for(self._target)
         return described(self, self._compilation, self._target, self.compiled.executable.program)
 

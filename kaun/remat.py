@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from kaun import execution
+from kaun import execution, probes
 from kaun.compiler.ir import Node, ops, substitute, topological
 from kaun.nested import replace_tensors, tensors_in
 from kaun.nx import Tensor
@@ -55,12 +55,15 @@ def remat(f: Callable[..., Any], *, budget: int | None = None) -> Callable[..., 
             return f(*args, **kwargs)
         stand_ins = [execution.placeholder(node.shape, node.dtype) for node in actual]
         args, kwargs = replace_tensors((args, kwargs), map(Tensor, stand_ins))
-        result = f(*args, **kwargs)
+        with probes.collecting() as seen:
+            result = f(*args, **kwargs)
         results = [tensor._node for tensor in tensors_in(result)]
         given = _given(results, stand_ins)
         named = dict(zip(stand_ins, actual, strict=True))
-        resolved = substitute([*results, *given], named)
-        boundary = tuple(dict.fromkeys(resolved[len(results) :]))
+        resolved = substitute([*results, *given, *(probe.node for probe in seen)], named)
+        boundary = tuple(dict.fromkeys(resolved[len(results) : len(results) + len(given)]))
+        for probe, node in zip(seen, resolved[len(results) + len(given) :], strict=True):
+            probes.record(probe.resolved(node))
         marked = (ops.remat(node, *boundary, budget=bytes_kept) for node in resolved[: len(results)])
         return replace_tensors(result, map(Tensor, marked))
 

@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from kaun import execution, nx, observe, ptree
+from kaun import execution, nx, observe, probes, ptree
 from kaun.compiler.ir import Graph, Node, ops, topological
 from kaun.execution import CompiledGraph, Storage
+from kaun.probes import Probe
 
 # Specialisations kept per function; the least recently used goes first.
 MOST_SPECIALISATIONS = 128
@@ -22,6 +23,13 @@ class Traced(NamedTuple):
     # The numbers of tensors that the function used without being given them; they follow the arguments.
     captured: tuple[Storage, ...]
     result: ptree.Structure
+    # What the function shows or checks.
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def showing(self) -> Graph:
+        """The graph with what is shown in front of the results."""
+        return probes.showing(self.graph, self.probes)
 
 
 def trace(function: Callable[..., Any], structure: ptree.Structure, nodes: Iterable[Node]) -> Traced | None:
@@ -30,17 +38,18 @@ def trace(function: Callable[..., Any], structure: ptree.Structure, nodes: Itera
     None if it used what has no value outside of another trace.
     """
     inputs = [execution.placeholder(node.shape, node.dtype) for node in nodes]
-    result = function(*structure([nx.Tensor(node) for node in inputs]))
+    with probes.collecting() as seen:
+        result = function(*structure([nx.Tensor(node) for node in inputs]))
     leaves, rebuild = _flatten(result)
     outputs = tuple(_node(leaf) for leaf in leaves)
     known = set(inputs)
-    order = topological(outputs, stop=execution.has_value)
+    order = topological([*(probe.node for probe in seen), *outputs], stop=execution.has_value)
     if any(node.op is ops.input_ and node.value is None and node not in known for node in order):
         return None
     captured = [node for node in order if execution.has_value(node) and node not in known]
     names = structure.paths + tuple(f"captured.{i}" for i in range(len(captured)))
     graph = Graph((*inputs, *captured), outputs, names)
-    return Traced(graph, tuple(node.value for node in captured), rebuild)
+    return Traced(graph, tuple(node.value for node in captured), rebuild, tuple(seen))
 
 
 class Specialisation(NamedTuple):
@@ -51,12 +60,19 @@ class Specialisation(NamedTuple):
     # The numbers of tensors that the function used without being given them; they follow the arguments.
     captured: tuple[Storage, ...]
     rebuild: Callable[[list[nx.Tensor]], Any]
+    # What the function shows or checks. Their values come before the graph's other results.
+    probes: tuple[Probe, ...] = ()
+
+    def results(self, outputs: list[Storage]) -> list[Storage]:
+        """What the function returns, of all that its graph does; what it shows is shown."""
+        return probes.shown(self.probes, outputs) if self.probes else outputs
 
     def run(self, inputs: list[Storage]) -> Any:
         """The function's result for storages of the arguments' leaves and of what it captured."""
         if observe.observers:
             observe.running(self.graph, inputs)
-        return self.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in self.compiled(inputs)])
+        results = self.results(self.compiled(inputs))
+        return self.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in results])
 
 
 def known(leaves: Iterable[Any]) -> list[Storage] | None:
@@ -157,7 +173,8 @@ class Function:
         found = trace(self.function, structure, nodes)
         if found is None:
             return None
-        return Specialisation(found.graph, execution.compiled(found.graph), found.captured, found.result)
+        graph = found.showing
+        return Specialisation(graph, execution.compiled(graph), found.captured, found.result, found.probes)
 
 
 def _flatten(tree: Any) -> tuple[list[Any], ptree.Structure]:

@@ -168,7 +168,7 @@ def _step(
     found, others = prepared
     if observe.observers:
         observe.running(found.special.graph, row[0] + others)
-    value, *after = found.special.compiled(row[0] + others)
+    value, *after = found.special.results(found.special.compiled(row[0] + others))
     return Tensor(computed_leaf(value)), State._of(after, found.after, st.rng)
 
 
@@ -350,7 +350,7 @@ class _Loop:
         self._row, self._given, self._shown = row, None, None
         if observe.observers:
             observe.running(step.special.graph, row.current()[0] + others)
-        (value,) = row.run(step.special.compiled, others, step.after)
+        (value,) = step.special.results(row.run(step.special.compiled, others, step.after))
         wanted = step.special.compiled.executable.program.arena_bytes
         if self._steps == 2 and buffers.retained_bytes() > 1.25 * wanted + _WORTH_GIVING_BACK:
             # What the state took before it was the loop's own. From here on steps write it in place, and ask for

@@ -105,7 +105,8 @@ class StepFunction(tracing.Function):
             special = self._specialise(structure, [leaf._node for leaf in leaves])
             if special is None:
                 return None
-            after = tuple(part for array in special.graph.outputs[1:] for part in (array.dtype, array.shape))
+            first = len(special.probes) + 1
+            after = tuple(part for array in special.graph.outputs[first:] for part in (array.dtype, array.shape))
             found = PreparedStep(special, list(special.captured), row_form(form.structure, form.dtype, after))
             if len(self._prepared) >= _MOST_FORMS:
                 self._prepared.clear()

@@ -16,6 +16,9 @@ TOOLS: dict[str, str] = {
     "ir": "print any stage of something compiled, from the traced graph to machine code",
     "opt": "run passes by name on the text of a graph and print the result",
     "run": "run the text of a graph, program or kernel, or a reproducer, on given inputs",
+    "check": "compare compiled code with the interpreter, node by node",
+    "bisect": "name the gradient rule, pass or stage that brought an error in",
+    "reduce": "make a reproducer of a failure smaller",
     "bench": "measure training steps, kernels and compile time, beside PyTorch and JAX",
     "cache": "show or clear the cache of compiled kernels",
 }

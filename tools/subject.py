@@ -19,6 +19,7 @@ import numpy as np
 from kaun.compiler.ir import Graph, parse_graph
 
 from kaun import train
+from kaun.compiled import AheadOfTime
 from kaun.tracing import Function, Specialisation
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -145,9 +146,8 @@ def _graphs(value: Any) -> dict[str, Graph]:
         return _last(function._specialisations.values())
     if isinstance(value, Specialisation):
         return {"call": value.graph}
-    special = getattr(value, "_special", None)
-    if isinstance(special, Specialisation):
-        return {"call": special.graph}
+    if isinstance(value, AheadOfTime):
+        return {name: native.graph for name, native in value.functions.items()}
     if isinstance(value, train.Trainer):
         steps = [f for key, f in value._compiled.items() if isinstance(key, tuple) and key[0] == "step"]
         return _last(special for step in steps for special in step._specialisations.values())

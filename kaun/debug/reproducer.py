@@ -93,7 +93,7 @@ def load_plain(
             array = _restored(archive.read(name, size * dtype.itemsize), dtype)
             if array.dtype != dtype.numpy or array.size != size:
                 raise archive.error(f"`{name}` is {array.dtype}[{array.size}], expected {dtype}[{size}]")
-            found.append(np.ascontiguousarray(array))
+            found.append(array)
     return found
 
 

@@ -170,6 +170,18 @@ def test_the_verifier_finds_chains_that_meet():
         verify_program(dataclasses.replace(program, bundles=tuple(bundles)))
 
 
+def test_the_verifier_finds_a_call_that_writes_where_it_reads():
+    x, w = array(64, 32), array(32, 32)
+    program = trace(lambda x, w: nx.tanh(nx.tanh(x @ w) @ w) @ w, x, w).compilation.program
+    verify_program(program)
+    chain = program.bundles[0][0]
+    (read, *others, _) = chain.calls[1].places
+    assert read.kind == "arena"
+    calls = (chain.calls[0], dataclasses.replace(chain.calls[1], places=(read, *others, read)), *chain.calls[2:])
+    with pytest.raises(VerificationError, match=r"writes \('arena', 0, 0, 8192\) and reads or writes"):
+        verify_program(changed(program, 0, calls=calls))
+
+
 def test_the_verifier_finds_written_inputs_and_outputs_never_or_twice_written():
     program = two_launches()
     last = len(program.bundles) - 1

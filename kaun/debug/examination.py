@@ -1,0 +1,135 @@
+"""Examines every program that a function runs, on the inputs it runs on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaun import nx, observe
+from kaun.compiled import AheadOfTime
+from kaun.compiler.ir import Graph, key
+from kaun.debug.faults import Fault
+from kaun.debug.gradient_rules import find_wrong_gradient
+from kaun.debug.native import host_compilation
+from kaun.debug.not_finite import NotFinite, find_not_finite
+from kaun.debug.reproducer import Array
+from kaun.debug.search import find_fault
+from kaun.execution import Storage
+from kaun.nested import tensors_in
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What came of comparing programs with the interpreter. True as a condition if nothing disagreed.
+
+    programs: how many were compared; nodes: how many nodes they have; fault: the first disagreement, or None.
+    """
+
+    programs: int
+    nodes: int
+    fault: Fault | None
+
+    def __bool__(self) -> bool:
+        return self.fault is None
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fault's reproducer. ValueError if nothing disagreed."""
+        if self.fault is None:
+            raise ValueError("debug.save: nothing disagreed, so there is nothing to reproduce")
+        return self.fault.save(path)
+
+    def __repr__(self) -> str:
+        if self.fault is not None:
+            return f"<disagreement: {self.fault}>"
+        programs = f"{self.programs} program{'s' if self.programs != 1 else ''}"
+        return f"<agreement: {programs} of {self.nodes} nodes compute what the interpreter does>"
+
+
+def examine(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, gradients: bool
+) -> Examination:
+    """Compare every program that the function runs, once for each structure, until one disagrees."""
+    seen: set[int] = set()
+    nodes = 0
+    fault: Fault | None = None
+
+    def compare(graph: Graph, arrays: tuple[Array, ...]) -> None:
+        nonlocal nodes, fault
+        text = hash(key(graph))
+        if fault is not None or text in seen:
+            return
+        seen.add(text)
+        nodes += len(graph.nodes)
+        fault = examine_graph(graph, arrays, gradients=gradients)
+
+    if isinstance(function, AheadOfTime) and not args and not kwargs:
+        # By itself, on numbers that its types allow.
+        for native in function.functions.values():
+            compare(native.graph, random_inputs(native.graph))
+    else:
+        watch(function, args, kwargs, compare)
+    return Examination(len(seen), nodes, fault)
+
+
+def examine_graph(graph: Graph, arrays: Sequence[Array], *, gradients: bool) -> Fault | None:
+    """The first disagreement on one graph: of its gradient rules, if asked for, and of what is compiled."""
+    if gradients:
+        fault = find_wrong_gradient(host_compilation(graph).traced, arrays)
+        if fault is not None:
+            return fault
+    return find_fault(graph, arrays)
+
+
+def first_not_finite(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> NotFinite | None:
+    """The first op that made NaN or infinity in what the function runs."""
+    found: NotFinite | None = None
+
+    def look(graph: Graph, arrays: tuple[Array, ...]) -> None:
+        nonlocal found
+        if found is None:
+            found = find_not_finite(graph, arrays)
+
+    watch(function, args, kwargs, look)
+    return found
+
+
+def watch(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    look: Callable[[Graph, tuple[Array, ...]], None],
+) -> None:
+    """Call the function, and show every program that it runs, with copies of its inputs."""
+    nx.realize(*tensors_in((tuple(args), kwargs)))
+
+    def show(graph: Graph, inputs: Sequence[Storage]) -> None:
+        look(graph, tuple(np.array(storage.array) for storage in inputs))
+
+    with observe.observing(show):
+        nx.realize(*tensors_in(function(*args, **kwargs)))
+
+
+def random_inputs(graph: Graph) -> tuple[Array, ...]:
+    """Numbers for a graph's inputs: normal floats, whose squares' means an optimizer keeps as positive; small integers.
+
+    Integers are 0 or 1, which are valid as indices and classes nearly everywhere.
+    """
+    draw = np.random.default_rng(0)
+    arrays: list[Array] = []
+    array: Any
+    names = graph.input_names or ("",) * len(graph.inputs)
+    for node, name in zip(graph.inputs, names, strict=True):
+        if node.dtype.is_float:
+            array = draw.standard_normal(node.shape)
+            array = np.abs(array) if "optimizer" in name else array
+        elif node.dtype.name == "uint32":
+            array = draw.integers(0, 2**32, node.shape)
+        else:
+            array = draw.integers(0, 2, node.shape)
+        arrays.append(np.asarray(array).astype(node.dtype.numpy))
+    return tuple(arrays)

@@ -1,0 +1,145 @@
+"""How far two computations of a graph may differ by rounding alone: tolerances from shaken evaluations.
+
+Fixed tolerances are too wide for a copy and too narrow for a sum that cancels. Instead the interpreter runs a graph a
+few times more with every float, inputs included, changed by a few units in the last place at random. Where the results
+scatter, rounding decides, and where they do not, it does not. (Parker, Monte Carlo arithmetic, 1997.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kaun.compiler.ir import Graph, Node, dtypes, ops
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SAMPLES = 4
+# Units in the last place by which a number is shaken, and how many times the largest scatter is still rounding.
+_UNITS, _FACTOR = 8.0, 4.0
+# The distance of 1 to the next number, and the smallest number with all its bits.
+_EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
+_SMALLEST = {"bfloat16": 2.0**-126, "float16": 2.0**-14, "float32": 2.0**-126, "float64": 2.0**-1022}
+_SUMS = (ops.reduce_sum, ops.dot_general, ops.conv_general, ops.scatter_add)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How an array differs from what was expected: the element that is furthest off, and how many are."""
+
+    wrong: int
+    size: int
+    index: tuple[int, ...]
+    found: float
+    expected: float
+    allowed: float
+
+    def __str__(self) -> str:
+        place = f" at {list(self.index)}" if self.index else ""
+        return (
+            f"found {self.found:.9g}, expected {self.expected:.9g}{place} (rounding explains {self.allowed:.2g}); "
+            f"{self.wrong:,} of {self.size:,} {'element is' if self.size == 1 else 'elements are'} off"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What a graph's outputs should be, and what they are when everything on the way is shaken."""
+
+    values: tuple[Array, ...]
+    samples: tuple[tuple[Array, ...], ...]
+
+    def difference(self, position: int, found: Array) -> Difference | None:
+        """How an array differs from output `position`; None where rounding explains all."""
+        expected = self.values[position]
+        return _difference(found.reshape(expected.shape), expected, [sample[position] for sample in self.samples])
+
+
+def expect(graph: Graph, arguments: Sequence[Array]) -> Expected:
+    """Run a graph on the interpreter as it is and shaken."""
+    values = _run(graph, arguments, None)
+    samples = [_run(graph, arguments, np.random.default_rng((7, number))) for number in range(SAMPLES)]
+    return Expected(values, tuple(samples))
+
+
+def _run(graph: Graph, arguments: Sequence[Array], draw: np.random.Generator | None) -> tuple[Array, ...]:
+    values: dict[Node, Array] = {}
+    for node, argument in zip(graph.inputs, arguments, strict=True):
+        values[node] = np.asarray(argument) if draw is None else _shaken(np.asarray(argument), node.dtype, draw)
+    for node in graph.nodes[len(graph.inputs) :]:
+        given = [values[child] for child in node.inputs]
+        value = np.asarray(node.op.meaning(*given, **node.attributes))
+        if draw is not None and node.op.kind not in ("leaf", "movement") and node.op is not ops.gather:
+            if node.op in _SUMS and node.dtype.is_float:
+                value = _shaken_sum(value, node, given, draw)
+            value = _shaken(value, node.dtype, draw)
+        values[node] = value
+    return tuple(values[node] for node in graph.outputs)
+
+
+def _shaken(value: Array, dtype: dtypes.DType, draw: np.random.Generator) -> Array:
+    """Floats times one plus a few units in the last place."""
+    if not dtype.is_float or not value.size:
+        return value
+    # A narrow float is rounded once where it is stored, and maybe not at all.
+    units = _UNITS if dtype.compute is dtype else 1.0
+    noise = draw.uniform(-units, units, value.shape) * _epsilon(dtype)
+    with np.errstate(all="ignore"):
+        return np.asarray(value.astype(np.float64) * (1 + noise)).astype(value.dtype)
+
+
+def _shaken_sum(value: Array, node: Node, given: Sequence[Array], draw: np.random.Generator) -> Array:
+    """A sum, changed by what adding its terms in another order may change."""
+    terms = max(1.0, sum(array.size for array in given) / max(1, value.size))
+    sizes = [np.abs(array) if array.dtype.kind not in "iub" else array for array in given]
+    with np.errstate(all="ignore"):
+        total = np.asarray(node.op.meaning(*sizes, **node.attributes)).astype(np.float64)
+        noise = draw.uniform(-1, 1, value.shape) * _epsilon(node.dtype.compute) * (1 + np.sqrt(terms) / 16)
+        return np.asarray(value.astype(np.float64) + np.where(np.isfinite(total), total * noise, 0)).astype(value.dtype)
+
+
+def _epsilon(dtype: dtypes.DType) -> float:
+    return _EPSILON[dtype.name]
+
+
+def _difference(found: Array, expected: Array, samples: Sequence[Array]) -> Difference | None:
+    if not expected.size:
+        return None
+    if not dtypes.of(expected.dtype).is_float:
+        wrong = found != expected
+        for sample in samples:
+            wrong &= sample == expected
+        allowed = np.zeros(expected.shape)
+    else:
+        wrong, allowed = _float_difference(found, expected, samples)
+    if not wrong.any():
+        return None
+    one, other = (np.asarray(array).astype(np.float64) for array in (found, expected))
+    with np.errstate(all="ignore"):
+        distance = np.where(wrong, np.nan_to_num(np.abs(one - other), nan=np.inf), -1.0)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(distance)), expected.shape))
+    count = int(np.count_nonzero(wrong))
+    return Difference(count, expected.size, index, float(one[index]), float(other[index]), float(allowed[index]))
+
+
+def _float_difference(found: Array, expected: Array, samples: Sequence[Array]) -> tuple[Array, Array]:
+    """Which elements are off, and how far each may be."""
+    dtype = dtypes.of(expected.dtype)
+    one, other = found.astype(np.float64), expected.astype(np.float64)
+    unsure = np.zeros(expected.shape, np.bool_)
+    scatter = np.zeros(expected.shape)
+    with np.errstate(all="ignore"):
+        for sample in samples:
+            wide = sample.astype(np.float64)
+            same_kind = np.isfinite(wide) == np.isfinite(other)
+            unsure |= ~(same_kind & (np.isnan(wide) == np.isnan(other)))
+            scatter = np.maximum(scatter, np.nan_to_num(np.abs(wide - other), nan=0.0, posinf=0.0))
+        typical = np.sqrt(np.mean(np.square(scatter)))
+        smallest = 8 * _SMALLEST[dtype.name]
+        allowed = _FACTOR * scatter + typical + _UNITS * _epsilon(dtype) * np.abs(other) + smallest
+        close = np.abs(one - other) <= allowed
+        same = (one == other) | (np.isnan(one) & np.isnan(other)) | close
+    return ~(same | unsure), np.nan_to_num(allowed, nan=0.0, posinf=0.0)

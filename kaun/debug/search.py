@@ -1,0 +1,242 @@
+"""Finds where compiled code first disagrees with the interpreter: pass by pass, kernel by kernel, then as a whole.
+
+    passes      the interpreter on the graph before and after each
+    kernels     each real kernel on the interpreter's values of what it reads, so that an error neither hides in the
+                kernels that follow nor comes from those before; a wrong one runs in NumPy from its loop IR as well,
+                which tells whether the loops are wrong or the code made from them
+    program     the memory plan and the launches by their verifier, then the native program, also written in place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kaun.compiler import passes
+from kaun.compiler.ir import Graph, Node, VerificationError, topological, verify
+from kaun.compiler.ir.interpreter import evaluate
+from kaun.compiler.passes.rules import isolate_inputs
+from kaun.compiler.pipeline import Compilation
+from kaun.compiler.program_verify import verify_program
+from kaun.compiler.schedule.fusion import ScheduledKernel
+from kaun.compiler.schedule.run import run_kernel
+from kaun.debug import native
+from kaun.debug.faults import Fault
+from kaun.debug.reproducer import Reproducer
+from kaun.debug.rounding import Difference, Expected, expect
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# A kernel's nodes are compiled one by one to name the op, up to so many.
+_MOST_NODES = 64
+
+
+def find_fault(graph: Graph, arrays: Sequence[Array]) -> Fault | None:
+    """The first disagreement between the interpreter and what is compiled of `graph`, on these inputs."""
+    graph, arguments = isolate_inputs(graph), tuple(np.asarray(array) for array in arrays)
+    expected = expect(graph, arguments)
+    whole = Reproducer(graph, arguments)
+    fault = _in_passes(graph, arguments, expected)
+    if fault is not None:
+        return fault
+    compilation = native.host_compilation(graph)
+    try:
+        program = compilation.program
+    except Exception as error:
+        return _broken("fused", "fuse", error, whole)
+    try:
+        verify_program(program)
+        illegal = None
+    except VerificationError as error:
+        illegal = error
+    # In a program that reads what was not written, kernels are still right or wrong by themselves.
+    fault = _in_kernels(compilation, arguments)
+    if fault is not None:
+        return fault
+    if illegal is not None:
+        culprit = "alias" if "written over input" in str(illegal) else "memory plan"
+        return Fault("program", culprit, None, None, str(illegal), whole)
+    return _in_program(compilation, expected, whole)
+
+
+def _broken(stage: str, culprit: str, error: Exception, kept: Reproducer) -> Fault:
+    return Fault(stage, culprit, None, None, f"it raised {type(error).__name__}: {error}", kept)
+
+
+# --- passes ----------------------------------------------------------------------------------------------------------
+
+
+def _in_passes(graph: Graph, arguments: tuple[Array, ...], expected: Expected) -> Fault | None:
+    """The first of the standard passes after which the outputs are others."""
+    before = graph
+    for name in passes.STANDARD:
+        kept = Reproducer(before, arguments)
+        try:
+            after = passes.run(before, [name])
+            verify(after)
+        except Exception as error:
+            return _broken("simplified", name, error, kept)
+        if after.outputs != before.outputs:
+            found = _first_difference(expected, evaluate(after, arguments))
+            if found is not None:
+                position, difference = found
+                node, closer = _rewritten_wrongly(before, arguments, name) or (before.outputs[position], difference)
+                return Fault("simplified", name, node, closer, "", Reproducer(_ending_in(before, node), arguments))
+        before = after
+    return None
+
+
+def _ending_in(graph: Graph, node: Node) -> Graph:
+    return Graph(graph.inputs, (node,), graph.input_names)
+
+
+def _first_difference(expected: Expected, found: Sequence[Array]) -> tuple[int, Difference] | None:
+    for position, array in enumerate(found):
+        difference = expected.difference(position, array)
+        if difference is not None:
+            return position, difference
+    return None
+
+
+def _rewritten_wrongly(graph: Graph, arguments: tuple[Array, ...], name: str) -> tuple[Node, Difference] | None:
+    """The first node whose value the pass changes: all of them as outputs, or else each as the only one."""
+    nodes = graph.nodes[len(graph.inputs) :]
+    for outputs in (nodes, *([node] for node in nodes[: 4 * _MOST_NODES])):
+        watched = Graph(graph.inputs, tuple(outputs), graph.input_names)
+        found = _first_difference(expect(watched, arguments), evaluate(passes.run(watched, [name]), arguments))
+        if found is not None:
+            return outputs[found[0]], found[1]
+    return None
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _in_kernels(compilation: Compilation, arguments: tuple[Array, ...]) -> Fault | None:
+    """The first kernel that gives something else than the interpreter, given the interpreter's values."""
+    graph = compilation.scheduled_graph
+    values: dict[Node, Array] = dict(zip(graph.inputs, arguments, strict=True))
+    evaluate(graph, arguments, observe=values.__setitem__)
+    for number, scheduled in enumerate(compilation.kernels):
+        part = _part(graph, scheduled)
+        given = tuple(np.array(values[node], order="C") for node in part.inputs)
+        expected = expect(part, given)
+        found = _check(scheduled, expected, partial(_natively, given=dict(zip(part.inputs, given, strict=True))))
+        if found is not None:
+            return _blamed(number, scheduled, part, given, expected, found)
+    return None
+
+
+def _part(graph: Graph, scheduled: ScheduledKernel) -> Graph:
+    """What a kernel computes of what it reads, and of inputs that it has found out not to depend on."""
+    given = set(graph.inputs)
+    order = topological(scheduled.outputs, stop=set(scheduled.reads).__contains__)
+    inputs = dict.fromkeys((*scheduled.reads, *(node for node in order if node in given)))
+    return Graph(tuple(inputs), scheduled.outputs)
+
+
+# What a kernel reads, by node.
+Given = Mapping[Node, Array]
+Run = Callable[[ScheduledKernel], list[Array]]
+
+
+def _check(scheduled: ScheduledKernel, expected: Expected, run: Run) -> tuple[int, Difference | None, str] | None:
+    """(output, difference, reason) of the first output that is not as expected."""
+    try:
+        outputs = run(scheduled)
+    except (AssertionError, IndexError, ValueError, NotImplementedError) as error:
+        return 0, None, f"{type(error).__name__}: {error}"
+    found = _first_difference(expected, outputs)
+    return None if found is None else (found[0], found[1], "")
+
+
+def _buffers(scheduled: ScheduledKernel, given: Given) -> list[Array | None]:
+    return [given.get(buffer.node) for buffer in scheduled.kernel.buffers]
+
+
+def _outputs(scheduled: ScheduledKernel, arrays: Sequence[Array]) -> list[Array]:
+    by_node = {buffer.node: array for buffer, array in zip(scheduled.kernel.buffers, arrays, strict=True)}
+    return [by_node[node].reshape(node.shape) for node in scheduled.outputs]
+
+
+def _natively(scheduled: ScheduledKernel, given: Given, level: int = 2) -> list[Array]:
+    return _outputs(scheduled, native.run_kernel(scheduled.kernel, _buffers(scheduled, given), level))
+
+
+def _in_numpy(scheduled: ScheduledKernel, given: Given) -> list[Array]:
+    arrays = [
+        np.full(buffer.size * buffer.dtype.itemsize, 0xFF, np.uint8).view(buffer.dtype.numpy)
+        if array is None else np.array(array, order="C").reshape(-1)
+        for buffer, array in zip(scheduled.kernel.buffers, _buffers(scheduled, given), strict=True)
+    ]  # fmt: skip
+    run_kernel(scheduled.kernel, arrays)
+    return _outputs(scheduled, arrays)
+
+
+def _blamed(
+    number: int,
+    scheduled: ScheduledKernel,
+    part: Graph,
+    given: tuple[Array, ...],
+    expected: Expected,
+    found: tuple[int, Difference | None, str],
+) -> Fault:
+    """The fault of a kernel that is wrong: in its loops, in the LLVM IR made of them, or in what LLVM made of that."""
+    position, difference, reason = found
+    values = dict(zip(part.inputs, given, strict=True))
+    if _check(scheduled, expected, partial(_in_numpy, given=values)) is not None:
+        stage, culprit = "scheduled", "lowering"
+    elif _check(scheduled, expected, partial(_natively, given=values, level=0)) is None:
+        stage, culprit = "assembly", "LLVM"
+    else:
+        stage, culprit = "llvm", "code generation"
+    node = part.outputs[position]
+    first = _first_node(part, given)
+    if first is not None:
+        node, difference = first
+    inside = " ".join(n.op.name for n in scheduled.nodes if n.op.kind not in ("leaf", "movement"))
+    reason = f"{reason}; " if reason else ""
+    kept = Reproducer(*_inputs_named(_ending_in(part, node), given))
+    return Fault(stage, culprit, node, difference, f"{reason}kernel {number} computes {inside}", kept)
+
+
+def _first_node(part: Graph, given: tuple[Array, ...]) -> tuple[Node, Difference | None] | None:
+    """The first node of a kernel that is wrong when it is compiled as the kernel's only output."""
+    nodes = part.nodes[len(part.inputs) :]
+    for node in [n for n in nodes if n.op.kind != "leaf" and n.size][:_MOST_NODES]:
+        graph, _ = _inputs_named(_ending_in(part, node), given)
+        expected = expect(graph, given)
+        try:
+            found = _first_difference(expected, native.run_program(native.host_compilation(graph, ()).program, given))
+        except (AssertionError, IndexError, ValueError, NotImplementedError):
+            return node, None
+        if found is not None:
+            return node, found[1]
+    return None
+
+
+def _inputs_named(graph: Graph, given: tuple[Array, ...]) -> tuple[Graph, tuple[Array, ...]]:
+    """The graph by itself: its inputs are no longer nodes that were computed."""
+    return isolate_inputs(graph), given
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def _in_program(compilation: Compilation, expected: Expected, kept: Reproducer) -> Fault | None:
+    """What is wrong with the program although every kernel is right."""
+    for in_place in (False, True):
+        try:
+            outputs = native.run_program(compilation.program, kept.inputs, in_place=in_place)
+        except AssertionError as error:
+            return _broken("program", "entry", error, kept)
+        found = _first_difference(expected, outputs)
+        if found is not None:
+            node = kept.graph.outputs[found[0]]
+            if in_place:
+                return Fault("program", "alias", node, found[1], "only where outputs are written over inputs", kept)
+            return Fault("program", "entry", node, found[1], "every kernel is right by itself", kept)
+    return None

@@ -1,0 +1,200 @@
+"""`kn.debug.compare` and `bisect`, `kaun check`, `bisect` and `reduce`: right programs pass, wrong ones are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graph_strategies import graph_from_seed
+from kaun.compiler.ir import Op, dtypes, ops
+from kaun.tools import command
+from promises import cnn, examples, mlp, started, trainer_of
+from schedule_examples import MODELS
+
+import kaun as kn
+from kaun import nx
+from kaun.debug import native, reproducer
+from kaun.debug.gradient_rules import find_wrong_gradient
+from kaun.debug.rounding import expect
+from kaun.debug.search import find_fault
+
+
+@contextmanager
+def meaning(op: Op, function: Callable[..., Any]) -> Iterator[None]:
+    """The interpreter takes `op` for something else: compiled code is then as wrong as it would be otherwise."""
+    before = op.meaning
+    object.__setattr__(op, "meaning", function)
+    try:
+        yield
+    finally:
+        object.__setattr__(op, "meaning", before)
+
+
+def wrong_tanh(x: Any) -> Any:
+    return np.where(x > 0.5, np.tanh(x) * np.float32(1.001), np.tanh(x)).astype(x.dtype)
+
+
+@pytest.mark.parametrize("fifty", range(3))
+def test_nothing_is_found_in_random_graphs(fifty: int) -> None:
+    for seed in range(50 * fifty, 50 * fifty + 50):
+        example = graph_from_seed(seed)
+        assert find_fault(example.graph, example.arguments) is None, seed
+        assert find_wrong_gradient(example.graph, example.arguments) is None, seed
+
+
+@pytest.mark.slow
+def test_nothing_is_found_in_many_random_graphs() -> None:
+    for seed in range(150, 2000):
+        example = graph_from_seed(seed)
+        assert find_fault(example.graph, example.arguments) is None, seed
+        assert find_wrong_gradient(example.graph, example.arguments) is None, seed
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_nothing_is_found_in_training_steps(model: Any) -> None:
+    traced = model()
+    assert find_fault(traced.graph, traced.arguments) is None
+    assert find_wrong_gradient(native.host_compilation(traced.graph).traced, traced.arguments) is None
+
+
+@pytest.mark.parametrize("dtype", [kn.float32, kn.float64, kn.bfloat16, kn.float16], ids=str)
+def test_training_steps_of_every_float_agree(dtype: dtypes.DType) -> None:
+    trainer = trainer_of(mlp())
+    state = started(trainer, dtype=dtype)
+    x, y = examples(16, (20,), 3)
+    step = kn.debug.bisect(kn.train.step, trainer, state, x, loss=lambda o: kn.loss.cross_entropy_sparse(o, y))
+    assert step and step.programs >= 1 and step.nodes > 50, step
+
+
+def test_a_convolutional_step_a_whole_fit_and_prediction_agree() -> None:
+    trainer = trainer_of(cnn(channels=(2, 3, 4)))
+    x, y = examples(4, (1, 8, 8), 10)
+
+    def run() -> Any:
+        state = kn.train.fit(trainer, started(trainer), [(x, y)] * 2, loss=kn.loss.cross_entropy_sparse)
+        return kn.train.predict(trainer, state, x)
+
+    found = kn.debug.compare(run)
+    assert found and found.programs >= 3, found
+    assert repr(found).startswith(f"<agreement: {found.programs} programs of ")
+
+
+def test_what_is_compiled_ahead_of_time_is_compared_on_random_numbers() -> None:
+    compiled = kn.compile(lambda x, i: nx.take(nx.tanh(x), i, axis=0), kn.spec((5, 3)), kn.spec(4, kn.int32))
+    assert kn.debug.compare(compiled)
+    step = kn.train.compile(trainer_of(mlp()), x=kn.spec((4, 20)), y=kn.spec(4, kn.int32),
+                            loss=kn.loss.cross_entropy_sparse)  # fmt: skip
+    found = kn.debug.bisect(step)
+    assert found and found.programs == len(step.functions)
+
+
+def test_a_wrong_kernel_is_found_behind_right_ones_and_named_with_layer_and_line() -> None:
+    model = kn.layer.sequential([
+        kn.layer.linear(in_features=6, out_features=6), kn.layer.relu(),
+        kn.layer.linear(in_features=6, out_features=6), kn.layer.tanh(),
+    ])  # fmt: skip
+    with nx.rng.run(seed=0):
+        variables = kn.layer.init(model)
+    forward = kn.jit(lambda p, x: kn.layer.apply(model, variables.with_params(p), x, training=False)[0])
+    x = nx.asarray(np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32))
+    with meaning(ops.tanh, wrong_tanh):
+        found = kn.debug.compare(forward, variables.params, x)
+    assert not found and found.fault is not None
+    assert (found.fault.stage, found.fault.op) == ("llvm", "tanh")
+    assert found.fault.node is not None and found.fault.node.source.path == "3"
+    difference = found.fault.difference
+    assert difference is not None and 0 < difference.wrong < difference.size == 32 * 6
+    text = repr(found)
+    assert "the first node that disagrees is `tanh` float32[32, 6] in layer `3` at test_debug_compare.py:" in text
+    assert f"{difference.wrong} of 192 elements are off" in text
+
+
+def test_a_failure_is_saved_replayed_bisected_and_made_smaller(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # (Of an op with a gradient, the wrong meaning would show as a wrong rule first.)
+    function = kn.jit(lambda x, w: nx.sum(nx.floor(nx.exp(x) @ w) * 3, axis=1))
+    x, w = nx.asarray(np.eye(12, dtype=np.float32)), nx.asarray(np.full((12, 10), 0.1, np.float32))
+    path = tmp_path / "failure.npz"
+    with meaning(ops.floor, lambda x: np.where(x > 0.5, np.floor(x) + 1, np.floor(x)).astype(x.dtype)):
+        found = kn.debug.compare(function, x, w)
+        assert found.save(path) == path
+        results = []
+        for backend in ("compiled", "interpreter"):
+            assert command.main(["run", str(path), "--backend", backend, "--output", str(tmp_path / backend)]) == 0
+            with np.load(tmp_path / f"{backend}.npz") as file:
+                results.append(file["output_0"])
+        assert np.abs(results[0] - results[1]).max() > 1e-4
+        for tool in ("check", "bisect"):
+            capsys.readouterr()
+            assert command.main([tool, str(path)]) == 1
+            assert "introduced by code generation" in capsys.readouterr().out
+        assert command.main(["reduce", str(path)]) == 0
+        shown = capsys.readouterr()
+        small = reproducer.load(tmp_path / "failure.small.npz")
+        assert [node.op.name for node in small.graph.nodes] == ["input", "floor"] and small.graph.nodes[0].size == 1
+        assert "floor(%0) : float32[" in shown.out and "nodes became 2" in shown.err
+    # With an interpreter that is right there is nothing to find.
+    assert command.main(["check", str(path)]) == 0
+    assert command.main(["reduce", str(path)]) == 1
+
+
+def test_check_and_bisect_run_what_is_named_on_random_or_given_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made.py").write_text(
+        "import kaun as kn\nfrom kaun import nx\n"
+        "def f():\n    return kn.compile(lambda x: nx.sum(nx.tanh(x), axis=1), kn.spec((8, 40)))\n"
+    )
+    for tool in ("check", "bisect"):
+        assert command.main([tool, "made.py:f"]) == 0
+        assert "nodes agree." in capsys.readouterr().out
+    np.savez(tmp_path / "small.npz", x=np.zeros((8, 40), np.float32))
+    np.savez(tmp_path / "large.npz", x=np.ones((8, 40), np.float32))
+    with meaning(ops.tanh, wrong_tanh):
+        assert command.main(["check", "made.py:f", "--inputs", "small.npz"]) == 0
+        assert command.main(["check", "made.py:f", "--inputs", "large.npz", "--save", "failure.npz"]) == 1
+        assert "made.py:f: the first node that disagrees is `tanh`" in capsys.readouterr().out
+        assert command.main(["bisect", "failure.npz"]) == 1
+    with pytest.raises(ValueError, match=r"debug\.save: nothing disagreed"):
+        kn.debug.compare(kn.jit(lambda x: x + 1), nx.ones(3)).save(tmp_path / "nothing")
+
+
+def test_memory_around_arrays_is_watched() -> None:
+    guarded = native.Guarded(24, np.arange(6, dtype=np.float32))
+    guarded.check("it")
+    guarded.array(np.dtype(np.float32), (6,))[:] = 7
+    guarded.check("it")
+    guarded._bytes[native._MARGIN + 24] = 0
+    with pytest.raises(native.OutOfBounds, match="it was written outside of its 24 bytes"):
+        guarded.check("it")
+
+
+def test_tolerances_follow_what_rounding_does_and_not_more() -> None:
+    x = ops.input_(identity="x", dtype=dtypes.float32, shape=(4096,))
+    total = ops.reduce_sum(x, axes=(0,))
+    graph = native.Graph((x,), (total, ops.flip(x, axes=(0,)), ops.lt(x, x.like(0.0))))
+    array = np.random.default_rng(0).normal(size=4096).astype(np.float32)
+    array -= array.mean()
+    expected = expect(graph, [array])
+    # A sum that cancels may be off by what its terms are rounded by, and not by the largest of them.
+    value = expected.values[0]
+    assert expected.difference(0, value + np.float32(2e-5)) is None
+    assert expected.difference(0, value + np.float32(2e-2)) is not None
+    # A moved number may be off by a few units in the last place, and a comparison not at all away from equality.
+    moved, less = expected.values[1:]
+    assert expected.difference(1, np.nextafter(moved, np.float32(9))) is None
+    assert expected.difference(1, moved * np.float32(1.0001)) is not None
+    other = less.copy()
+    other[0] = ~other[0]
+    difference = expected.difference(2, other)
+    assert difference is not None and (difference.wrong, difference.index) == (1, (0,))
+    broken = moved.copy()
+    broken[5] = np.nan
+    difference = expected.difference(1, broken)
+    assert difference is not None and difference.index == (5,)

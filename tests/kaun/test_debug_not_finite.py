@@ -1,0 +1,101 @@
+"""`kn.debug.nan` finds the op that made NaN or infinity, with its inputs' ranges, its layer and the user's line."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kaun.tools import command
+from promises import started, trainer_of
+
+import kaun as kn
+from kaun import nx
+from kaun.debug import reproducer
+
+
+def logarithm(params, state, x, *, dtype, training, ctx):
+    return nx.log(x), state  # the line that is looked for
+
+
+LINE = inspect.getsourcelines(logarithm)[1] + 1
+
+
+def twelve(ninth: kn.layer.Layer) -> kn.layer.Layer:
+    def one(number: int) -> kn.layer.Layer:
+        return ninth if number == 8 else kn.layer.linear(in_features=6, out_features=6)
+
+    return kn.layer.sequential([one(number) for number in range(12)])
+
+
+def test_a_nan_in_the_ninth_of_twelve_layers_is_located_to_its_layer_and_line() -> None:
+    broken = kn.layer.Layer(init=kn.layer.relu().init, apply=logarithm)
+    trainer = trainer_of(twelve(broken))
+    state = started(trainer)
+    found = kn.debug.nan(kn.train.step, trainer, state, nx.ones((3, 6)), loss=lambda output: nx.mean(output))
+    assert found is not None
+    assert (found.what, found.node.op.name, found.layer) == ("NaN", "log", "8")
+    assert (Path(found.node.source.file).name, found.node.source.line) == (Path(__file__).name, LINE)
+    (read,) = found.ranges
+    assert read.low < 0 and read.not_finite == 0 and "`add` float32[3, 6] in layer `7`" in read.name
+    text = str(found)
+    assert "the first op that made NaN is `log` float32[3, 6] in layer `8`" in text and f"from {read.low:.6g}" in text
+
+
+def test_the_line_is_that_of_this_function_even_if_an_equal_one_was_compiled_before() -> None:
+    kn.jit(lambda x: nx.sqrt(x - 3))(nx.ones(2))
+    again = kn.jit(lambda x: nx.sqrt(x - 3))
+    found = kn.debug.nan(again, nx.ones(2))
+    assert found is not None and found.node.source.line == inspect.currentframe().f_lineno - 2
+
+
+def test_overflow_is_infinity_and_what_follows_from_it_is_not_blamed() -> None:
+    found = kn.debug.nan(kn.jit(lambda x: nx.sin(nx.exp(x)) * 2), nx.asarray([1.0, 100.0]))
+    assert found is not None
+    assert (found.what, found.node.op.name, found.count, found.index) == ("infinity", "exp", 1, (1,))
+
+
+def test_infinity_in_a_mask_is_nobodys_fault() -> None:
+    def masked(x):
+        scores = nx.where(x > 0, x, -np.inf)
+        return nx.softmax(scores, axis=-1)
+
+    assert kn.debug.nan(kn.jit(masked), nx.asarray([[1.0, -1.0]])) is None
+    found = kn.debug.nan(kn.jit(masked), nx.asarray([[-2.0, -1.0]]))
+    assert found is not None and (found.what, found.node.op.name) == ("NaN", "sub")
+
+
+def test_what_no_output_shows_is_not_looked_for() -> None:
+    def hidden(x):
+        return nx.where(x > 0, nx.log(x), 0.0)
+
+    assert kn.debug.nan(kn.jit(hidden), nx.asarray([1.0, -1.0])) is None
+
+
+def test_an_input_that_held_it_is_named_by_its_path() -> None:
+    params = {"weight": nx.asarray([1.0, float("nan")]), "bias": nx.ones(2)}
+    found = kn.debug.nan(kn.jit(lambda p: p["weight"] + nx.log(p["bias"] - 1)), params)
+    assert found is not None
+    assert str(found).startswith("NaN was there already: the input `0.weight` held it; 1 of 2 elements are")
+
+
+def test_gradients_are_looked_at_too() -> None:
+    found = kn.debug.nan(kn.jit(kn.value_and_grad(lambda x: nx.sum(nx.sqrt(x)))), nx.asarray([0.0, 1.0]))
+    assert found is not None
+    assert (found.what, found.node.op.name, found.node.source.phase) == ("infinity", "div", "backward")
+
+
+def test_what_was_found_can_be_saved_replayed_and_made_smaller(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = kn.debug.nan(kn.jit(lambda x, y: nx.log(nx.tanh(x * y) - 2) + 1), nx.ones((8, 3)), nx.ones((8, 3)))
+    assert found is not None
+    path = found.save(tmp_path / "nan")
+    assert command.main(["run", str(path)]) == 0
+    assert "nan" in capsys.readouterr().out
+    small = tmp_path / "small.npz"
+    assert command.main(["reduce", str(path), "--output", str(small)]) == 0
+    kept = reproducer.load(small)
+    assert [node.op.name for node in kept.graph.nodes] == ["input", "log"]
+    assert kept.graph.inputs[0].size == 1 and kept.inputs[0].max() < 0

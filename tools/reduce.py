@@ -1,0 +1,63 @@
+"""`kaun reduce`: makes a reproducer smaller as long as it still fails in the same way."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kaun.compiler.ir import print_graph
+
+from kaun.debug import reproducer
+from kaun.debug.examination import examine_graph
+from kaun.debug.not_finite import find_not_finite
+from kaun.debug.reproducer import Reproducer
+from kaun.debug.shrinking import Fails, shrink
+
+
+def failure_of(kept: Reproducer) -> tuple[str, Fails] | None:
+    """What is wrong with it, in words, and a test for whether a variant has the same; None if nothing is."""
+    fault = examine_graph(kept.graph, kept.inputs, gradients=True)
+    if fault is not None:
+        wanted = (fault.stage, fault.culprit)
+
+        def same(variant: Reproducer) -> bool:
+            found = examine_graph(variant.graph, variant.inputs, gradients=wanted[0] == "gradient")
+            return found is not None and (found.stage, found.culprit) == wanted
+
+        return str(fault), same
+    broken = find_not_finite(kept.graph, kept.inputs)
+    if broken is None:
+        return None
+
+    def as_broken(variant: Reproducer) -> bool:
+        found = find_not_finite(variant.graph, variant.inputs)
+        return found is not None and (found.what, found.node.op, found.name) == (broken.what, broken.node.op, "")
+
+    return str(broken), as_broken
+
+
+def main(arguments: Sequence[str], prog: str = "kaun reduce") -> int:
+    """Shrink the file and show what is left. The exit status is 1 if it does not fail."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Make a reproducer smaller as long as it fails in the same way: fewer nodes, shorter axes.",
+    )
+    parser.add_argument("file", metavar="FILE.npz", help="a reproducer, as `kaun check --save` and kn.debug write them")
+    parser.add_argument("--output", metavar="SMALL.npz", help="default: FILE.small.npz")
+    parser.add_argument("--tries", type=int, default=600, metavar="N", help="variants to try at most (600)")
+    given = parser.parse_args(arguments)
+    try:
+        kept = reproducer.load(given.file)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    failure = failure_of(kept)
+    if failure is None:
+        print(f"{given.file} does not fail here: compiled code and interpreter agree.", file=sys.stderr)
+        return 1
+    print(failure[0], file=sys.stderr)
+    small = shrink(kept, failure[1], given.tries)
+    path = small.save(given.output or f"{given.file.removesuffix('.npz')}.small.npz")
+    print(print_graph(small.graph), end="")
+    print(f"{len(kept.graph.nodes)} nodes became {len(small.graph.nodes)}; wrote {path}.", file=sys.stderr)
+    return 0
