@@ -59,11 +59,11 @@ class Machine:
 
     def build(self, folder: Path, sources: Sequence[str], options: Sequence[str] = ()) -> None:
         """Link the sources and objects; raises with what the linker said."""
-        _succeed(self.link(sources, options), folder)
+        succeed(self.link(sources, options), folder)
 
-    def start(self, folder: Path, seconds: float = 300) -> str:
+    def start(self, folder: Path, *arguments: str) -> str:
         """Run what was built; what it printed. Raises if it failed."""
-        return _succeed(list(self.run), folder, seconds)
+        return succeed([*self.run, *arguments], folder)
 
 
 def _version(command: str) -> int:
@@ -73,8 +73,9 @@ def _version(command: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _succeed(command: list[str], folder: Path, seconds: float = 300) -> str:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
+def succeed(command: list[str], folder: Path) -> str:
+    """What a command prints. Raises with all it said if it fails."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}{result.stderr}")
     return result.stdout

@@ -6,6 +6,7 @@
     NAME.h       what C and C++ programs include                                    header.py
     NAME.json    the same for other programs, and more                              description.py
     NAME.state   the state at the start, unless the object holds it                 state_file.py
+    NAME.wasm    for WebAssembly, where its linker is there, and NAME.mjs           javascript.py
     main.c       a program that trains on raw data                                  main_c.py
     CMakeLists.txt                                                                  build.py
 """
@@ -20,6 +21,7 @@ from kaun.runtime.artifact import Artifact, Leaf
 from kaun.runtime.export import build, names, state_file
 from kaun.runtime.export.description import description
 from kaun.runtime.export.header import header
+from kaun.runtime.export.javascript import javascript
 from kaun.runtime.export.layout import Layout, StateLayout, lay_out
 from kaun.runtime.export.main_c import main_c
 from kaun.runtime.export.native import functions, symbols
@@ -78,10 +80,11 @@ def export(
     layout = lay_out(artifact, names.checked(name or names.identifier(artifact.name)), _most_threads(artifact, threads))
     embedded = _embedded(artifact, initial)
     has_init = embedded is not None
+    exported = symbols(layout, has_init)
     code = one_object(
         {entry.function.name: entry.function.program for entry in layout.entries},
         artifact.target,
-        symbols(layout, has_init),
+        exported,
         pool=layout.most_threads > 1,
         modules=[functions(layout, embedded)],
     )
@@ -94,14 +97,20 @@ def export(
         "main.c": main_c(layout, has_init),
         "CMakeLists.txt": build.cmake_lists(layout),
     }
+    if artifact.target.architecture == "wasm32":
+        contents[f"{layout.name}.mjs"] = javascript(layout, has_init)
     if artifact.initial is not None and not has_init:
         contents[f"{layout.name}.state"] = state_file.packed(layout.state, artifact.initial)
-    for ending in ("so", "dylib", "a", "state"):
+    for ending in ("so", "dylib", "a", "state", "wasm", "mjs"):
         (folder / f"{layout.name}.{ending}").unlink(missing_ok=True)  # of an earlier export
     for file, content in contents.items():
         (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
-    libraries = [made.name for made in (build.shared_library(layout, folder), build.archive(layout, folder)) if made]
-    return Exported(folder, (*contents, *libraries), layout)
+    linked = (
+        build.shared_library(layout, folder),
+        build.archive(layout, folder),
+        build.webassembly(layout, folder, exported),
+    )
+    return Exported(folder, (*contents, *(made.name for made in linked if made)), layout)
 
 
 def read_state(leaves: Sequence[Leaf], path: str | Path) -> list[state_file.Numbers]:

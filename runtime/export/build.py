@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from kaun.runtime.export.layout import Layout
@@ -87,6 +88,21 @@ def archive(layout: Layout, folder: Path) -> Path | None:
     made = folder / f"{layout.name}.a"
     made.unlink(missing_ok=True)  # or it would be added to
     _run([tool, "rcs", made.name, f"{layout.name}.o"], folder)
+    return made
+
+
+def webassembly(layout: Layout, folder: Path, exported: Sequence[str]) -> Path | None:
+    """Link NAME.wasm of NAME.o, for engines that load modules. None for other targets, or without LLVM's linker."""
+    if layout.artifact.target.architecture != "wasm32":
+        return None
+    linkers = ("wasm-ld", *(f"wasm-ld-{version}" for version in range(30, 13, -1)))
+    linker = next(filter(shutil.which, linkers), None)
+    if linker is None:
+        return None
+    made = folder / f"{layout.name}.wasm"
+    # The stack before the data: where it is too small, the program ends instead of writing over them.
+    flags = ["--no-entry", "--stack-first", "--strip-all", *(f"--export={n}" for n in (*exported, "__heap_base"))]
+    _run([linker, *flags, "-o", made.name, f"{layout.name}.o"], folder)
     return made
 
 
