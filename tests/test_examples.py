@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from c_programs import c_compiler, run, tool
 
 import kaun as kn
 from kaun import nx
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TRAINING_IN_C = ROOT / "examples" / "aot_c"
 SHORT = {"xor": ("--steps", 2), "digits_mlp": ("--epochs", 1), "digits_cnn": ("--epochs", 1),
          "char_transformer": ("--steps", 2)}  # fmt: skip
 
@@ -98,3 +101,38 @@ def test_an_example_runs_from_the_command_line_as_its_docstring_says(path: Path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+# Training from C
+
+
+@pytest.fixture(scope="module")
+def training_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's folder, copied, with what its Makefile makes."""
+    folder = tmp_path_factory.mktemp("example") / "aot_c"
+    make, _ = tool("make", "gmake"), c_compiler()
+    shutil.copytree(TRAINING_IN_C, folder, ignore=shutil.ignore_patterns("exported", "train"))
+    run(make, f"PYTHON={sys.executable}", "CFLAGS=-O2 -std=c99 -Wall -Wextra -pedantic -Werror", folder=folder)
+    return folder
+
+
+def test_a_c_program_learns_to_read_digits_and_says_how_well(training_in_c: Path) -> None:
+    lines = run("./train", 4, folder=training_in_c).splitlines()
+    assert len(lines) == 4 and float(lines[-1].split("test accuracy ")[1]) > 0.93
+    assert run("./train", 4, 2, folder=training_in_c).splitlines() == lines
+
+
+def test_the_c_program_is_c_plus_plus_too(training_in_c: Path) -> None:
+    words = ["-std=c++11", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Iexported", "-x", "c++", "-c", "train.c"]
+    run(tool("c++", "g++", "clang++"), *words, "-o", "train.object", folder=training_in_c)
+
+
+def test_the_c_program_without_data_says_what_is_missing(training_in_c: Path, tmp_path: Path) -> None:
+    done = subprocess.run([training_in_c / "train"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "run export.py first" in done.stderr
+
+
+def test_the_script_of_the_c_example_is_short_and_says_how_to_run_it() -> None:
+    text = (TRAINING_IN_C / "export.py").read_text()
+    assert len(text.splitlines()) < 100 and "`python examples/aot_c/export.py`" in text
+    assert "make" in (TRAINING_IN_C / "README.md").read_text()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from c_programs import STRICT_CPLUSPLUS, Library, build, c_compiler, printed_losses, raw, run, tool
+from docs_pages import ROOT, blocks
 from kaun.runtime.export import Exported
 from kaun.runtime.target import Target, host, with_vector_bits
 
@@ -298,6 +299,20 @@ def test_cmake_builds_the_program_and_projects_that_take_the_folder_in(
     run(cmake, "-S", other, "-B", other / "build", folder=other)
     run(cmake, "--build", other / "build", folder=other)
     assert run(other / "build" / "other", folder=other) == "0\n"
+
+
+def test_the_program_of_the_guide_compiles_and_trains(digits: Digits, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "aot.md").read_text()
+    (program,) = [block.text for block in blocks(page) if block.info == "c"]
+    exported = digits.step.export(tmp_path, name="digits")
+    (tmp_path / "train.c").write_text(program)
+    built = build(exported, "-std=c11", sources=["train.c"], name="train")
+    lines = run(built, folder=tmp_path).splitlines()
+    state, zeros, losses = digits.start, np.zeros((BATCH, 64), np.float32), []
+    for _ in lines:
+        loss, state = digits.step(state, zeros, np.zeros(BATCH, np.int32))
+        losses.append(float(loss))
+    assert lines == [f"step {number}: loss {loss:g}" for number, loss in enumerate(losses, 1)] and len(lines) == 3
 
 
 def test_the_archive_links_as_the_object_does(digits: Digits, exported: Exported, tmp_path: Path) -> None:
