@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from ..ir import Node, topological
+from ..ir import Graph, Node, topological
 from .minimum_cut import minimum_cut
 
 # Segments are tried up to this many.
@@ -46,17 +46,24 @@ def least_kept(members: Collection[Node], results: Sequence[Node], needed: Colle
     return minimum_cut([node for node in order if node in depending], {node for node in needed if node in depending})
 
 
-def choose(members: Collection[Node], results: Sequence[Node], least: frozenset[Node], budget: int) -> Choice:
+def choose(
+    members: Collection[Node], given: Sequence[Node], results: Sequence[Node], least: frozenset[Node], budget: int
+) -> Choice:
     """What to keep of `members`, of which the gradient needs `least`, so that at most `budget` bytes are alive.
+
+    What is computed by rows or columns and never whole in memory, such as scores, counts for nothing.
 
     Of those choices the one that does the fewest operations again; if there is none, that with the fewest bytes alive,
     and of equals the one that keeps the fewest until then.
     """
     order = _in_order(members, results)
-    everything = Choice(least, sum(node.nbytes for node in least), 0)
+    from ..schedule.chains import computed_by_rows  # not needed by who only imports the package
+
+    unstored = computed_by_rows(Graph(tuple(given), tuple(results)))
+    everything = Choice(least, sum(node.nbytes for node in least if node not in unstored), 0)
     if everything.alive_bytes <= budget:
         return everything
-    forward = _Forward.of(order, least, _depending(order))
+    forward = _Forward.of(order, least, _depending(order), unstored)
     nothing = Choice(frozenset(), everything.alive_bytes, sum(node.op.flops(node) for node in order))
     choices = [nothing, *(forward.in_segments(count, budget) for count in range(2, MOST_SEGMENTS + 1))]
     fitting = [choice for choice in choices if choice.alive_bytes <= budget]
@@ -88,12 +95,15 @@ class _Forward:
 
     order: list[Node]
     least: frozenset[Node]
+    unstored: frozenset[Node]
     last_use: dict[Node, int]
     weights: list[int]
     crossing: list[int]
 
     @classmethod
-    def of(cls, order: list[Node], least: frozenset[Node], counted: set[Node]) -> _Forward:
+    def of(
+        cls, order: list[Node], least: frozenset[Node], counted: set[Node], unstored: frozenset[Node]
+    ) -> _Forward:
         last_use: dict[Node, int] = {}
         for position, node in enumerate(order):
             last_use.update((child, position) for child in node.inputs if child in counted)
@@ -102,8 +112,9 @@ class _Forward:
             if node in last_use:
                 changes[position + 1] += node.nbytes
                 changes[last_use[node] + 1] -= node.nbytes
-        weights = accumulate((node.nbytes if node in least else 0 for node in order), initial=0)
-        return cls(order, least, last_use, list(weights), list(accumulate(changes)))
+        stored = least - unstored
+        weights = accumulate((node.nbytes if node in stored else 0 for node in order), initial=0)
+        return cls(order, least, unstored, last_use, list(weights), list(accumulate(changes)))
 
     def in_segments(self, count: int, budget: int) -> Choice:
         """What is kept with about so many segments; of the last ones, as many are kept whole as there is room."""
@@ -114,7 +125,8 @@ class _Forward:
         kept_bytes = sum(node.nbytes for node in crossing)
         bounds = [0, *cuts, len(self.order)]
         segments = [self.order[start:stop] for start, stop in pairwise(bounds)]
-        inner = [sum(n.nbytes for n in segment if n in self.least and n not in crossing) for segment in segments]
+        stored = self.least - self.unstored
+        inner = [sum(n.nbytes for n in segment if n in stored and n not in crossing) for segment in segments]
         # Those kept whole are alive at the end of the forward pass, and gone when one before them is computed again.
         whole = len(segments) - 1
         while whole and kept_bytes + sum(inner[whole - 1 :]) <= budget:

@@ -136,7 +136,7 @@ def regions(order: Iterable[Node], active: set[Node], gradients: Gradients) -> d
         if budget is not None:
             needed = _needed(results, members, [n for n in given if n in active], gradients)
             least = least_kept(members, results, needed)
-            kept = _kept(members, results, least, budget)
+            kept = _kept(members, given, results, least, budget)
         region = Region(tuple(marks), results, members, kept, budget)
         for inside in made:
             if inside.outer is None and not members.isdisjoint(inside.marks):
@@ -152,9 +152,9 @@ def regions(order: Iterable[Node], active: set[Node], gradients: Gradients) -> d
 
 
 def _kept(
-    members: frozenset[Node], results: Sequence[Node], least: frozenset[Node], budget: int
+    members: frozenset[Node], given: Sequence[Node], results: Sequence[Node], least: frozenset[Node], budget: int
 ) -> frozenset[Node]:
-    choice = choose(members, results, least, budget)
+    choice = choose(members, given, results, least, budget)
     if choice.alive_bytes > budget:
         warnings.warn(
             f"kn.remat: a budget of {budget:,} bytes cannot be met; {choice.alive_bytes:,} is the least that was found",

@@ -26,7 +26,6 @@ from ..schedule.collapse import all_values, roots_of
 from ..schedule.index import Atom, Remainder, Variable
 from ..schedule.loop_ir import (
     Buffer,
-    ChainKernel,
     ChainSum,
     Condition,
     Keep,
@@ -36,13 +35,14 @@ from ..schedule.loop_ir import (
     Reduced,
     Reduction,
     RowPass,
+    Term,
     Value,
 )
 from .accumulators import Accumulator
-from .arithmetic import BIT, I32, I64, Arithmetic, constant, lanes_of, memory_type, register_type, widened
-from .chain_blocking import ChainPlan, Memory, Step, plan
+from .arithmetic import BIT, I32, Arithmetic, constant, lanes_of, memory_type, register_type, widened
+from .chain_blocking import ChainPlan, Memory, Step
 from .contraction_packing import pack_memory_b
-from .control_flow import POINTER, counted_loop, index, offset, smaller
+from .control_flow import counted_loop, index, offset, smaller
 from .emitter import Emitter, Lanes
 from .loops import load_pointers
 from .micro_kernel import MicroKernel, emit_micro_kernel
@@ -50,18 +50,6 @@ from .panels import Axis, PanelWriter
 from .vector_target import VectorTarget
 
 _BYTE = ir.IntType(8)
-
-
-def emit(module: ir.Module, name: str, kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
-    """Add the kernel's function to the module."""
-    chosen = plan(kernel, target)
-    signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
-    function = ir.Function(module, signature, name)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    if chosen.chunks:
-        _Function(kernel, chosen, target, function, builder).emit()
-    builder.ret_void()
-    return chosen
 
 
 class _ChainEmitter(Emitter):
@@ -73,6 +61,8 @@ class _ChainEmitter(Emitter):
         super().__init__(builder, arithmetic, pointers)
         self.columns = columns
         self.row_of: dict[Product | Keep, ir.Value] = {}
+        # The column that blocks begin with.
+        self.origin: ir.Value = index(0)
         self.element: ir.Type = I32
         self.align = 1
 
@@ -87,7 +77,8 @@ class _ChainEmitter(Emitter):
         return self.lanes.count if self.lanes is not None else 0
 
     def _place(self, block: Product | Keep) -> ir.Value:
-        return offset(self.builder, self.row_of[block], self.element, (self.bindings[self.columns], 1))
+        column = self.builder.sub(self.bindings[self.columns], self.origin, flags=("nsw",))
+        return offset(self.builder, self.row_of[block], self.element, (column, 1))
 
     def read(self, block: Product | Keep, value: Value) -> ir.Value:
         kind = register_type(value.dtype.compute)
@@ -109,18 +100,21 @@ def _bits(element: ir.Type) -> int:
     return element.width if isinstance(element, ir.IntType) else 32 if isinstance(element, ir.FloatType) else 64
 
 
-class _Function:
+class ChainFunction:
     """Emits the loops of one chain."""
 
     def __init__(
-        self, kernel: ChainKernel, chosen: ChainPlan, target: VectorTarget, function: ir.Function, builder: ir.IRBuilder
+        self, chosen: ChainPlan, target: VectorTarget, function: ir.Function, builder: ir.IRBuilder
     ):
+        kernel = chosen.kernel
         self.kernel, self.plan, self.target = kernel, chosen, target
         self.function, self.builder = function, builder
         self.scalar = register_type(kernel.element)
         self.size = kernel.element.itemsize
         self.pointers = load_pointers(builder, function.args[0], kernel.buffers)
         self.micro_kernels: dict[MicroKernel, ir.Function] = {}
+        # The column that blocks of scratch and packed operands begin with.
+        self.origin: ir.Value = index(0)
         # The reductions whose results are there.
         self.reduced: list[Reduction] = []
         # What depends on no loop is computed once, here in the entry block, and known to all later emitters.
@@ -138,6 +132,7 @@ class _Function:
         arithmetic = Arithmetic(self.builder, self.target.has_fma, self.target.has_f16c)
         emitter = _ChainEmitter(self.builder, arithmetic, self.pointers, self.kernel.columns)
         emitter.element, emitter.align = self.scalar, self.size * self.plan.products[0].tiles.lanes
+        emitter.origin = self.origin
         emitter.scopes[0].memo.update(self.known)
         for variable, value in bound.items():
             emitter.bind(variable, value)
@@ -162,22 +157,19 @@ class _Function:
 
     def _batch_entry(self, batch: ir.Value, first_row: ir.Value, last_row: ir.Value) -> None:
         builder, kernel, chosen = self.builder, self.kernel, self.plan
-        for product, step in zip(kernel.products, chosen.products, strict=True):
-            axes = (product.depth, kernel.columns)
-            self._pack_right(step, product.right, axes, batch, index(0), index(step.contraction.k))
-        for each, step in zip(kernel.sums, chosen.sums, strict=True):
+        self._pack_products(batch, kernel.columns.extent)
+        for each, steps in zip(kernel.sums, chosen.sums, strict=True):
             if each.over_rows:
-                self._clear(step)
+                self._clear(steps[0], kernel.columns.extent)
             else:
-                axes = (kernel.columns, each.free)
-                self._pack_right(step, each.right, axes, batch, index(0), index(step.contraction.k))
+                self._pack_terms(each, steps, batch, kernel.columns, index(0), index(kernel.columns.extent))
         with counted_loop(builder, first_row, last_row, chosen.block_rows, name="block") as start:
             rows = smaller(builder, builder.sub(last_row, start), chosen.block_rows)
             self._block(batch, start, rows)
-        for each, step in zip(kernel.sums, chosen.sums, strict=True):
+        for each, steps in zip(kernel.sums, chosen.sums, strict=True):
             if each.over_rows:
                 self._finish(
-                    each, step, batch, kernel.columns, index(0), index(kernel.columns.extent), index(0),
+                    each, steps[0], batch, kernel.columns, index(0), index(kernel.columns.extent), index(0),
                     index(each.free.extent),
                 )  # fmt: skip
 
@@ -188,22 +180,28 @@ class _Function:
         nr = chosen.products[0].tiles.nr
         first, last = self._whole_tiles(low, high, nr)
         for product, step in zip(kernel.products, chosen.products, strict=True):
+            self._pack_left(product, step, batch, start, rows)
             self._product(product, step, batch, start, rows, first, last)
         # Pass by pass: rows do not wait for one another, as the passes over one row do.
         for each_pass in kernel.passes:
             with counted_loop(self.builder, 0, rows, name="row") as row:
                 emitter = self._on_row(batch, start, row)
                 self._pass(emitter, each_pass, row, first, last)
-        if kernel.stores:
+            self.reduced += each_pass.reductions
+        self._store_rows(batch, start, rows)
+        for each, steps in zip(kernel.sums, chosen.sums, strict=True):
+            if each.over_rows:
+                self._sum_over_rows(each, steps, batch, start, rows, first, last)
+            else:
+                self._sum_over_columns(each, steps, batch, start, rows, low, high)
+
+    def _store_rows(self, batch: ir.Value, start: ir.Value, rows: ir.Value) -> None:
+        """The stores of each row."""
+        if self.kernel.stores:
             with counted_loop(self.builder, 0, rows, name="row") as row:
                 emitter = self._on_row(batch, start, row)
-                for store in kernel.stores:
+                for store in self.kernel.stores:
                     emitter.store(store)
-        for each, step in zip(kernel.sums, chosen.sums, strict=True):
-            if each.over_rows:
-                self._sum_over_rows(each, step, batch, start, rows, first, last)
-            else:
-                self._sum_over_columns(each, step, batch, start, rows, low, high)
 
     # Which columns
 
@@ -279,19 +277,33 @@ class _Function:
 
     # Contractions
 
+    def _pack_products(self, batch: ir.Value, columns: ir.Value | int) -> None:
+        """Pack so many columns of the products' right operands, from the one that blocks begin with."""
+        for product, step in zip(self.kernel.products, self.plan.products, strict=True):
+            axes, rows = (product.depth, self.kernel.columns), (index(0), index(step.contraction.k))
+            self._pack_right(step, product.right, axes, batch, rows, (self.origin, index(columns)))
+
+    def _pack_terms(
+        self, each: ChainSum, steps: Sequence[Step], batch: ir.Value, over: Variable, start: ir.Value, count: ir.Value
+    ) -> None:
+        """Pack rows [start, start + count) of the right operands of a sum's terms."""
+        for term, step in zip(each.terms, steps, strict=True):
+            columns = (index(0), index(step.contraction.n))
+            self._pack_right(step, term.right, (over, each.free), batch, (start, count), columns)
+
     def _pack_right(
-        self, step: Step, value: Value, axes: tuple[Variable, Variable], batch: ir.Value, start: ir.Value,
-        count: ir.Value,
+        self, step: Step, value: Value, axes: tuple[Variable, Variable], batch: ir.Value,
+        k_range: tuple[ir.Value, ir.Value], n_range: tuple[ir.Value, ir.Value],
     ) -> None:  # fmt: skip
-        """Pack rows [start, start + count) of a right operand into panels of nr columns."""
+        """Pack a part of a right operand, given by (start, count), into panels of nr columns."""
         if step.tiles.direct_b or not step.contraction.k:
             return
         destination = self._scratch(step.right_offset)
-        columns = index(step.contraction.n)
+        (start, count), (from_column, columns) = k_range, n_range
         if step.right is not None:
             source = self._memory(step.right, batch)
             pack_memory_b(
-                self.builder, step.contraction, step.tiles, source, destination, (start, count), (index(0), columns)
+                self.builder, step.contraction, step.tiles, source, destination, k_range, n_range
             )
             return
         emitter = self._emitter({self.kernel.batch: batch})
@@ -303,7 +315,7 @@ class _Function:
         def panel(at: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             to_panel = offset(self.builder, destination, self.scalar, (self.builder.mul(at, count), 1))
             width = smaller(self.builder, self.builder.sub(columns, at), nr)
-            in_columns = Axis(axes[1], at, width, 1, aligned=True)
+            in_columns = Axis(axes[1], self.builder.add(from_column, at), width, 1, aligned=True)
             (writer.squares if squares else writer.columns)(to_panel, in_depth, in_columns)
             return []
 
@@ -315,7 +327,9 @@ class _Function:
         element = memory_type(memory.load.buffer.dtype)
         return offset(self.builder, self.pointers[memory.load.buffer], element, (emitter.index(memory.base), 1))
 
-    def _right(self, step: Step, batch: ir.Value) -> Callable[[ir.Value, ir.Value, ir.Value], ir.Value]:
+    def _right(
+        self, step: Step, batch: ir.Value, first_column: ir.Value
+    ) -> Callable[[ir.Value, ir.Value, ir.Value], ir.Value]:
         """right(k, count, column): the address of a tile's right operand, of which `count` rows are packed."""
         if step.tiles.direct_b:
             assert step.right is not None
@@ -323,14 +337,25 @@ class _Function:
             return lambda k, count, column: offset(self.builder, base, self.scalar, (k, stride), (column, 1))
         panels, nr = self._scratch(step.right_offset), step.tiles.nr
         return lambda k, count, column: offset(
-            self.builder, panels, self.scalar, (self.builder.mul(column, count), 1), (k, nr)
-        )
+            self.builder, panels, self.scalar,
+            (self.builder.mul(self.builder.sub(column, first_column), count), 1), (k, nr),
+        )  # fmt: skip
+
+    def _pack_left(self, product: Product, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value) -> None:
+        """Write down the left operand of a block of rows if it is computed."""
+        if step.left is None and step.contraction.k:
+            strides = step.contraction.a.strides or (0, 0)
+            element = self.kernel.element
+            emitter = self._emitter({self.kernel.batch: batch})
+            writer = PanelWriter(emitter, element, product.left, self.target.lanes(element.name))
+            in_depth = Axis(product.depth, index(0), index(step.contraction.k), 1, aligned=True)
+            writer.rows(self._scratch(step.left_offset), Axis(self.kernel.rows, start, rows, strides[0]), in_depth)
 
     def _product(
         self, product: Product, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, first: ir.Value,
         last: ir.Value,
     ) -> None:  # fmt: skip
-        builder, kernel = self.builder, self.kernel
+        builder = self.builder
         block = self._scratch(self.plan.offsets[self.plan.blocks[product]])
         depth = index(step.contraction.k)
         strides = step.contraction.a.strides or (0, 0)
@@ -338,21 +363,14 @@ class _Function:
             left = offset(builder, self._memory(step.left, batch), self.scalar, (start, strides[0]))
         else:
             left = self._scratch(step.left_offset)
-            if step.contraction.k:
-                writer = PanelWriter(
-                    self._emitter({kernel.batch: batch}), kernel.element, product.left,
-                    self.target.lanes(kernel.element.name),
-                )  # fmt: skip
-                in_depth = Axis(product.depth, index(0), depth, 1, aligned=True)
-                writer.rows(left, Axis(kernel.rows, start, rows, strides[0]), in_depth)
-        right = self._right(step, batch)
+        right, origin = self._right(step, batch, self.origin), self.origin
 
         def tile(row: ir.Value, size: int, column: ir.Value, columns: int) -> None:
             call = self._micro_kernel(step, size, columns, self.plan.leading, accumulate=False)
             builder.call(call, [
                 offset(builder, left, self.scalar, (row, strides[0])),
                 right(index(0), depth, column),
-                offset(builder, block, self.scalar, (row, self.plan.leading), (column, 1)),
+                offset(builder, block, self.scalar, (row, self.plan.leading), (builder.sub(column, origin), 1)),
                 depth,
             ])  # fmt: skip
 
@@ -414,42 +432,50 @@ class _Function:
 
     # Sums
 
-    def _kept_block(self, each: ChainSum) -> ir.Value:
-        block = each.left.product if isinstance(each.left, ProductAt) else each.left.keep
+    def _kept_block(self, term: Term) -> ir.Value:
+        block = term.left.product if isinstance(term.left, ProductAt) else term.left.keep
         return self._scratch(self.plan.offsets[self.plan.blocks[block]])
 
     def _sum_over_columns(
-        self, each: ChainSum, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, low: ir.Value,
+        self, each: ChainSum, steps: Sequence[Step], batch: ir.Value, start: ir.Value, rows: ir.Value, low: ir.Value,
         high: ir.Value,
     ) -> None:  # fmt: skip
         """Sums over the columns [low, high) of the rows of the block, finished tile by tile."""
-        builder, leading = self.builder, self.plan.leading
-        block, result = self._kept_block(each), self._scratch(step.tile_offset)
-        right, count = self._right(step, batch), builder.sub(high, low)
-        depth = index(step.contraction.k)
+        builder, leading, step = self.builder, self.plan.leading, steps[0]
+        result, count = self._scratch(step.tile_offset), builder.sub(high, low)
+        blocks = [self._kept_block(term) for term in each.terms]
+        rights = [self._right(one, batch, index(0)) for one in steps]
 
         def tile(row: ir.Value, size: int, column: ir.Value, columns: int) -> None:
-            call = self._micro_kernel(step, size, columns, step.padded, accumulate=False)
-            builder.call(call, [
-                offset(builder, block, self.scalar, (row, leading), (low, 1)),
-                right(low, depth, column),
-                result,
-                count,
-            ])  # fmt: skip
+            for number, (one, block, right) in enumerate(zip(steps, blocks, rights, strict=True)):
+                call = self._micro_kernel(one, size, columns, one.padded, accumulate=number > 0)
+                builder.call(call, [
+                    offset(builder, block, self.scalar, (row, leading), (low, 1)),
+                    right(low, index(one.contraction.k), column),
+                    result,
+                    count,
+                ])  # fmt: skip
             first = builder.add(start, row, flags=("nsw",))
             self._finish(each, step, batch, self.kernel.rows, first, index(size), column, index(columns))
 
         self._tiles(step, rows, self._row_sizes(step), index(0), index(each.free.extent), tile)
 
     def _sum_over_rows(
-        self, each: ChainSum, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, first: ir.Value,
+        self, each: ChainSum, steps: Sequence[Step], batch: ir.Value, start: ir.Value, rows: ir.Value, first: ir.Value,
         last: ir.Value,
     ) -> None:  # fmt: skip
         """Add what the rows of the block give to the sums of the columns [first, last)."""
+        self._pack_terms(each, steps, batch, self.kernel.rows, start, rows)
+        for term, step in zip(each.terms, steps, strict=True):
+            self._term_over_rows(each, term, step, batch, start, rows, first, last)
+
+    def _term_over_rows(
+        self, each: ChainSum, term: Term, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value,
+        first: ir.Value, last: ir.Value,
+    ) -> None:  # fmt: skip
         builder = self.builder
-        block, sums = self._kept_block(each), self._scratch(step.tile_offset)
-        self._pack_right(step, each.right, (self.kernel.rows, each.free), batch, start, rows)
-        right = self._right(step, batch)
+        block, sums = self._kept_block(term), self._scratch(step.tile_offset)
+        right = self._right(step, batch, index(0))
         base = start if step.tiles.direct_b else index(0)
         block = offset(builder, block, self.scalar, (first, 1))
         sums = offset(builder, sums, self.scalar, (first, step.padded))
@@ -467,11 +493,11 @@ class _Function:
         free = index(each.free.extent)
         self._tiles(step, builder.sub(last, first), [rest] if rest else [], index(0), free, tile)
 
-    def _clear(self, step: Step) -> None:
-        """Zero the sums over the rows of a batch entry."""
+    def _clear(self, step: Step, rows: int) -> None:
+        """Zero sums that are added to later."""
         builder, lanes = self.builder, step.tiles.lanes
         kind = ir.VectorType(self.scalar, lanes)
-        with counted_loop(builder, 0, self.kernel.columns.extent * step.padded, lanes, name="clear") as at:
+        with counted_loop(builder, 0, rows * step.padded, lanes, name="clear") as at:
             pointer = offset(builder, self._scratch(step.tile_offset), self.scalar, (at, 1))
             builder.store(ir.Constant(kind, None), pointer, align=lanes * self.size)
 
@@ -535,9 +561,28 @@ class _Function:
     def _pass(
         self, emitter: _ChainEmitter, each: RowPass, row: ir.Value, first: ir.Value, last: ir.Value
     ) -> None:
-        columns, lanes = self.kernel.columns, self.plan.lanes
-        accumulators = [Accumulator(r, emitter, (columns,), True) for r in each.reductions]
+        accumulators = self._accumulators(emitter, each)
+        lanes = self.plan.lanes
         carried = [value for a in accumulators for value in a.initial(lanes if lanes > 1 else 0)]
+        carried = self._along_row(emitter, each, accumulators, carried, first, last)
+        for accumulator, value in zip(accumulators, carried, strict=True):
+            self._reduced_to(accumulator, value, row)
+
+    def _accumulators(self, emitter: _ChainEmitter, each: RowPass) -> list[Accumulator]:
+        return [Accumulator(r, emitter, (self.kernel.columns,), True) for r in each.reductions]
+
+    def _reduced_to(self, accumulator: Accumulator, value: ir.Value, row: ir.Value) -> None:
+        """Write down the result of a reduction over a row."""
+        place, kind = self._result(accumulator.reduction, row)
+        result = accumulator.finish([value])
+        self.builder.store(self.builder.zext(result, kind) if result.type == BIT else result, place)
+
+    def _along_row(
+        self, emitter: _ChainEmitter, each: RowPass, accumulators: Sequence[Accumulator], carried: list[ir.Value],
+        first: ir.Value, last: ir.Value,
+    ) -> list[ir.Value]:  # fmt: skip
+        """Take a pass over the columns [first, last) of a row; what its reductions then carry."""
+        columns, lanes = self.kernel.columns, self.plan.lanes
         whole = columns.extent - columns.extent % lanes
 
         def body(counter: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
@@ -553,15 +598,11 @@ class _Function:
             carried = emitter.loop(columns, first, stop, lanes, carried, body, vector)
         if whole < columns.extent:
             tail = Lanes(columns, lanes, columns.extent - whole)
-            if self.kernel.live and whole:
+            if whole and (self.kernel.live or self.plan.is_streamed):
                 carried = self._perhaps(emitter, last, whole, carried, body, tail)
             else:
                 carried = emitter.loop(columns, whole, whole + 1, 1, carried, body, tail)
-        for accumulator, value in zip(accumulators, carried, strict=True):
-            place, kind = self._result(accumulator.reduction, row)
-            result = accumulator.finish([value])
-            self.builder.store(self.builder.zext(result, kind) if result.type == BIT else result, place)
-            self.reduced.append(accumulator.reduction)
+        return carried
 
     def _perhaps(
         self, emitter: _ChainEmitter, last: ir.Value, whole: int, carried: list[ir.Value],

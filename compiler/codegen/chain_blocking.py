@@ -2,6 +2,10 @@
 
 The rows of a block are few enough that what is between the contractions of the chain stays in a cache: the first level
 if the operands of the contractions stay in the second, else a share of the second, so that they are fetched less often.
+
+Right operands that no cache holds, such as a vocabulary's embedding, are streamed instead: a block of columns at a time
+meets as many rows as the second level has room for, and each pass computes the products of the block again, so that
+rows are never whole. What fetching and packing costs is then shared by many rows.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 
+from ..schedule.chain_passes import without_keeps
 from ..schedule.collapse import all_values
 from ..schedule.index import Index, Variable
 from ..schedule.loop_ir import Apply, ChainKernel, ChainSum, Keep, Kept, Load, Product, ProductAt, Reduction, Value
@@ -63,15 +68,19 @@ class Step:
 class ChainPlan:
     """How a chain is run; every number is fixed at compile time.
 
+    kernel:        the chain, in the form in which it is run
     block_rows:    rows of a block (a multiple of the products' tile, or all rows)
     lanes:         columns that the passes take at once; divides the products' tile
     leading:       distance of two rows of a block
     blocks:        the block of scratch that holds each product and each kept value, and `offsets` of the blocks
     results:       where in scratch the results of each reduction are, one for each row of the block
+    columns:       columns of a block if operands are streamed, else 0
+    partial:       where in scratch, if operands are streamed, reductions are carried from block to block
     batches, rows: batch entries and rows of a chunk
     multiply_adds: all the work, as vector multiply-adds
     """
 
+    kernel: ChainKernel
     block_rows: int
     lanes: int
     leading: int
@@ -79,16 +88,25 @@ class ChainPlan:
     offsets: tuple[int, ...]
     results: dict[Reduction, int]
     products: tuple[Step, ...]
-    sums: tuple[Step, ...]
+    sums: tuple[tuple[Step, ...], ...]
+    columns: int
+    partial: dict[Reduction, int]
     batches: int
     rows: int
     chunks: int
     scratch_bytes: int
     multiply_adds: float
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether right operands are streamed."""
+        return bool(self.columns)
+
 
 def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
     """Choose blocks, tiles and chunks."""
+    if _is_streamed(kernel, target):
+        return _streamed_plan(without_keeps(kernel), target)
     m, n, size = kernel.rows.extent, kernel.columns.extent, element_bits(kernel.element.name) // 8
     shapes = [_product_shape(kernel, p, target) for p in kernel.products]
     # Where columns are skipped, narrow tiles and few rows at a time follow what is live more closely.
@@ -106,28 +124,28 @@ def plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
     if kernel.live:
         block_rows = min(block_rows, _round_up(-(-m // _LIVE_BLOCKS), mr))
     block_rows = min(block_rows, _round_up(-(-m // _parts(kernel, _entry_slots(kernel, chosen.lanes))), mr))
-    layout = _Layout()
+    layout = _Layout(size)
     offsets = tuple(layout.take(block_rows * leading * size) for _ in range(count))
     results = {r: layout.take(block_rows * r.dtype.itemsize) for each in kernel.passes for r in each.reductions}
     products = tuple(
-        _product_step(shape, own, (mr, nr, chosen.lanes), block_rows, size, layout)
+        _product_step(shape, own, (mr, nr, chosen.lanes), block_rows, n, size, layout)
         for shape, own in zip(shapes, tiles, strict=True)
     )
-    sums = tuple(_sum_step(kernel, each, target, (block_rows, leading, nr), size, layout) for each in kernel.sums)
+    sums = tuple(_sum_steps(kernel, each, target, (block_rows, leading, nr), None, layout) for each in kernel.sums)
     slots = _entry_slots(kernel, chosen.lanes)
     batches, rows = _chunk(kernel, slots, block_rows)
     chunks = -(-kernel.batch.extent // batches) * -(-m // rows) if kernel.batch.extent and m and n else 0
     return ChainPlan(
-        block_rows, _pass_lanes(kernel, chosen), leading, blocks, offsets, results, products, sums, batches, rows,
-        chunks, layout.end if chunks else 0, slots * kernel.batch.extent,
+        kernel, block_rows, _pass_lanes(kernel, chosen), leading, blocks, offsets, results, products, sums, 0, {},
+        batches, rows, chunks, layout.end if chunks else 0, slots * kernel.batch.extent,
     )  # fmt: skip
 
 
 class _Layout:
-    """Hands out scratch memory."""
+    """Hands out scratch memory; `size` is that of an element."""
 
-    def __init__(self) -> None:
-        self.end = 0
+    def __init__(self, size: int) -> None:
+        self.size, self.end = size, 0
 
     def take(self, nbytes: int) -> int:
         start = self.end
@@ -181,8 +199,9 @@ def _product_shape(kernel: ChainKernel, product: Product, target: VectorTarget) 
 
 
 def _product_step(
-    shape: _Shape, own: Blocking, tile: tuple[int, int, int], rows: int, size: int, layout: _Layout
+    shape: _Shape, own: Blocking, tile: tuple[int, int, int], rows: int, columns: int, size: int, layout: _Layout
 ) -> Step:
+    """How a product of a block of rows is computed; so many columns of the right operand are packed at once."""
     contraction, left, right = shape
     mr, nr, lanes = tile
     # A computed operand is packed once for a block of rows; its rows are padded so that they do not collide.
@@ -190,8 +209,7 @@ def _product_step(
     strides = left.strides if left is not None else panel
     tiles = _retiled(own, mr, nr, lanes, left is not None, panel, contraction.k)
     left_offset = 0 if left is not None else layout.take(rows * panel[0] * size)
-    padded = _round_up(contraction.n, nr)
-    right_offset = 0 if tiles.direct_b else layout.take(contraction.k * padded * size)
+    right_offset = 0 if tiles.direct_b else layout.take(contraction.k * _round_up(columns, nr) * size)
     placed = Contraction(
         1, contraction.m, contraction.n, contraction.k, contraction.element, Operand(strides), contraction.b
     )
@@ -204,28 +222,95 @@ def _retiled(
     return replace(own, mr=mr, nr=nr, lanes=lanes, direct_a=direct_a, a_panel=panel, kc=max(1, k))
 
 
-def _sum_step(
-    kernel: ChainKernel, each: ChainSum, target: VectorTarget, block: tuple[int, int, int], size: int, layout: _Layout
-) -> Step:
+def _sum_steps(
+    kernel: ChainKernel, each: ChainSum, target: VectorTarget, block: tuple[int, int, int],
+    columns: int | None, layout: _Layout,
+) -> tuple[Step, ...]:  # fmt: skip
+    """How the terms of a sum are computed, of so many columns at a time if they are streamed, in the first's tile.
+
+    The result of a tile is where all terms are added up; it is that of all tiles if it is added to later.
+    """
     block_rows, leading, nr = block
     over = kernel.rows if each.over_rows else kernel.columns
-    right = in_memory(kernel, each.right, (over, each.free))
-    operand = _operand(kernel, each.right, (over, each.free), target)
     if each.over_rows:
         m, k, strides = kernel.columns.extent, block_rows, (1, leading)
     else:
-        m, k, strides = block_rows, kernel.columns.extent, (leading, 1)
-    contraction = Contraction(1, m, each.free.extent, k, kernel.element.name, Operand(strides), operand)
-    tiles = blocking.plan(contraction, target)
-    mr = tiles.mr
-    if each.over_rows and kernel.live:
-        # Tiles go by the ranges of columns that the products are computed for.
-        mr = max(power for power in (1, 2, 4, 8, 16) if power <= mr and nr % power == 0)
-    tiles = _retiled(tiles, mr, tiles.nr, tiles.lanes, True, strides, k)
-    padded = _round_up(each.free.extent, tiles.nr)
-    right_offset = 0 if tiles.direct_b else layout.take(k * padded * size)
-    tile_offset = layout.take((m if each.over_rows else mr) * padded * size)
-    return Step(contraction, tiles, None, right, 0, right_offset, tile_offset)
+        m, k, strides = block_rows, columns or kernel.columns.extent, (leading, 1)
+    steps: list[Step] = []
+    for term in each.terms:
+        right = in_memory(kernel, term.right, (over, each.free))
+        operand = _operand(kernel, term.right, (over, each.free), target)
+        contraction = Contraction(1, m, each.free.extent, k, kernel.element.name, Operand(strides), operand)
+        tiles = blocking.plan(contraction, target)
+        mr, wide, lanes = tiles.mr, tiles.nr, tiles.lanes
+        if each.over_rows and kernel.live:
+            # Tiles go by the ranges of columns that the products are computed for.
+            mr = max(power for power in (1, 2, 4, 8, 16) if power <= mr and nr % power == 0)
+        if steps:
+            mr, wide, lanes = steps[0].tiles.mr, steps[0].tiles.nr, steps[0].tiles.lanes
+        tiles = _retiled(tiles, mr, wide, lanes, True, strides, k)
+        right_offset = 0 if tiles.direct_b else layout.take(k * _round_up(each.free.extent, wide) * layout.size)
+        steps.append(Step(contraction, tiles, None, right, 0, right_offset, 0))
+    rows = m if each.over_rows else steps[0].tiles.mr if columns is None else block_rows
+    result = layout.take(rows * steps[0].padded * layout.size)
+    return tuple(replace(step, tile_offset=result) for step in steps)
+
+
+# Streaming
+
+
+def _is_streamed(kernel: ChainKernel, target: VectorTarget) -> bool:
+    """Whether what the products and sums read of all columns is more than half of the last cache holds.
+
+    Not where columns are skipped.
+    """
+    if kernel.live or any(s.over_rows for s in kernel.sums):
+        return False
+    if any(r.dtype.kind == "bool" for each in kernel.passes for r in each.reductions):
+        return False
+    cache = target.l3_bytes or target.l2_bytes or _DEFAULT_L2
+    return _widths(kernel) * kernel.columns.extent * kernel.element.itemsize > cache // 2
+
+
+def _widths(kernel: ChainKernel) -> int:
+    """What the right operands have for each column."""
+    return sum(p.depth.extent for p in kernel.products) + sum(s.free.extent * len(s.terms) for s in kernel.sums)
+
+
+def _streamed_plan(kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
+    """Blocks of columns of which right operands fill half of the second level, and rows that fill as much."""
+    m, n, size = kernel.rows.extent, kernel.columns.extent, kernel.element.itemsize
+    budget = (target.l2_bytes or _DEFAULT_L2) // 2
+    wanted = max(1, min(n, budget // (size * _widths(kernel))))
+    blocks, count = _assign_blocks(kernel)
+    beside = _widths(kernel) + count * wanted
+    slots = _entry_slots(kernel, target.lanes(kernel.element.name), max(1, len(kernel.passes)))
+    rows = min(max(1, budget // (size * beside)), -(-m // _parts(kernel, slots)))
+    shapes = [_product_shape(kernel, p, target) for p in kernel.products]
+    tiles = [blocking.plan(replace(each, m=rows, n=min(n, wanted)), target) for each, _, _ in shapes]
+    chosen = max(zip(shapes, tiles, strict=True), key=lambda each: each[0][0].k)[1]
+    mr, nr = chosen.mr, chosen.nr
+    block_rows, columns = min(_round_up(rows, mr), m), max(nr, wanted // nr * nr)
+    # The last block may have more columns, by less than a tile.
+    leading = columns + nr * (2 if (columns + nr) * size % 4096 == 0 else 1)
+    layout = _Layout(size)
+    offsets = tuple(layout.take(block_rows * leading * size) for _ in range(count))
+    reductions = [r for each in kernel.passes for r in each.reductions]
+    results = {r: layout.take(block_rows * r.dtype.itemsize) for r in reductions}
+    lanes = _pass_lanes(kernel, chosen)
+    partial = {r: layout.take(block_rows * lanes * r.dtype.itemsize) for r in reductions}
+    products = tuple(
+        _product_step(shape, own, (mr, nr, chosen.lanes), block_rows, columns + nr, size, layout)
+        for shape, own in zip(shapes, tiles, strict=True)
+    )
+    block = (block_rows, leading, nr)
+    sums = tuple(_sum_steps(kernel, each, target, block, columns + nr, layout) for each in kernel.sums)
+    batches, chunk_rows = _chunk(kernel, slots, block_rows)
+    chunks = -(-kernel.batch.extent // batches) * -(-m // chunk_rows) if kernel.batch.extent and m else 0
+    return ChainPlan(
+        kernel, block_rows, lanes, leading, blocks, offsets, results, products, sums, columns, partial, batches,
+        chunk_rows, chunks, layout.end if chunks else 0, slots * kernel.batch.extent,
+    )  # fmt: skip
 
 
 # Blocks
@@ -237,7 +322,7 @@ def _assign_blocks(kernel: ChainKernel) -> tuple[dict[Product | Keep, int], int]
     for number, each in enumerate(kernel.passes):
         for block in _read([*(r.value for r in each.reductions), *(k.value for k in each.keeps)]):
             last[block] = number
-    for block in _read([s.left for s in kernel.sums]):
+    for block in _read([term.left for s in kernel.sums for term in s.terms]):
         last[block] = len(kernel.passes)
     assigned: dict[Product | Keep, int] = {}
     count = 0
@@ -273,7 +358,7 @@ def _block_rows(kernel: ChainKernel, target: VectorTarget, row_bytes: int, mr: i
     size, n, m = element_bits(kernel.element.name) // 8, kernel.columns.extent, kernel.rows.extent
     l1, l2 = target.l1_bytes or _DEFAULT_L1, target.l2_bytes or _DEFAULT_L2
     depths = [p.depth.extent for p in kernel.products]
-    depths += [s.free.extent * (2 if s.over_rows else 1) for s in kernel.sums]
+    depths += [s.free.extent * len(s.terms) * (2 if s.over_rows else 1) for s in kernel.sums]
     budget = l1 // 2 if sum(depths) * n * size <= l2 // 2 else l2 // 2
     rows = max(mr, budget // max(1, row_bytes) // mr * mr)
     return min(rows, m)
@@ -289,9 +374,10 @@ def _pass_lanes(kernel: ChainKernel, tiles: Blocking) -> int:
     return tiles.lanes * gcd(wanted, tiles.nr // tiles.lanes)
 
 
-def _entry_slots(kernel: ChainKernel, lanes: int) -> float:
-    """The work of one batch entry in vector multiply-adds."""
-    depths = [p.depth.extent for p in kernel.products] + [s.free.extent for s in kernel.sums]
+def _entry_slots(kernel: ChainKernel, lanes: int, repeated: int = 1) -> float:
+    """The work of one batch entry in vector multiply-adds, where products are computed so many times."""
+    depths = [p.depth.extent * repeated for p in kernel.products]
+    depths += [s.free.extent * len(s.terms) for s in kernel.sums]
     work = sum(depths) + _PASS_SLOTS * len(kernel.passes)
     return max(1.0, kernel.rows.extent * kernel.columns.extent * work / max(1, lanes))
 

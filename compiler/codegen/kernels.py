@@ -9,7 +9,7 @@ from llvmlite import ir
 from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
 from ..schedule.loop_ir import ChainKernel, ContractionKernel, Kernel, LoopKernel
-from . import chain, chain_blocking, fused_contraction, loops, window_kernel
+from . import chain_blocking, chain_streaming, fused_contraction, loops, window_kernel
 from .vector_target import VectorTarget
 
 # Multiply-adds a core does in a nanosecond for each lane: two in a cycle, at 3 GHz.
@@ -48,7 +48,7 @@ def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:
     if isinstance(kernel, LoopKernel):
         loops.emit(module, name, kernel, target)
     elif isinstance(kernel, ChainKernel):
-        chain.emit(module, name, kernel, target)
+        chain_streaming.emit(module, name, kernel, target)
     elif kernel.image is not None:
         window_kernel.emit(module, name, kernel, target)
     else:

@@ -45,8 +45,9 @@ def may_overwrite(kernel: Kernel, read: Buffer, written: Buffer) -> bool:
         return False
     (own,) = storing
     # The iterations of other groups come before or after this one's, for other elements too.
-    elsewhere = [*own.apart, *(value for group in groups if group is not own for value in group.values)]
-    return not _loads(read, elsewhere) and _in_order(own, read, written)
+    others = [*own.apart, *(value for group in groups if group is not own for value in group.values)]
+    elsewhere = [value for value in others if value not in own.of_rows]
+    return not _loads(read, elsewhere) and _in_order(own, read, written) and _keeps_to_rows(own, read, written)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class _Group:
 
     `earlier` is what was computed for the same iteration some time before, and is computed again where it is needed.
     `apart` is what the group computes in other iterations: operands of a contraction, shared by many of its results.
+    `of_rows` is computed for whole rows, which the first two variables number, before any store of the row.
     """
 
     variables: tuple[Variable, ...]
@@ -62,6 +64,7 @@ class _Group:
     stores: tuple[Store, ...]
     apart: tuple[Value, ...] = ()
     earlier: tuple[Value, ...] = ()
+    of_rows: tuple[Value, ...] = ()
 
     @property
     def values(self) -> list[Value]:
@@ -84,10 +87,40 @@ def _groups(kernel: Kernel) -> list[_Group]:
     passes += [keep.value for each in kernel.passes for keep in each.keeps]
     operands = [operand for product in kernel.products for operand in (product.left, product.right)]
     groups = [_Group((kernel.batch, kernel.rows), (), kernel.stores, tuple(operands), tuple(passes))]
+    rights = {product.right for product in kernel.products}
+    of_rows = (*passes, *(product.left for product in kernel.products if product.left not in rights))
     for each in kernel.sums:
         across = kernel.columns if each.over_rows else kernel.rows
-        groups.append(_Group((kernel.batch, across, each.free), (), each.stores, (each.left, each.right)))
+        terms = tuple(value for term in each.terms for value in (term.left, term.right))
+        own = () if each.over_rows else of_rows
+        groups.append(_Group((kernel.batch, across, each.free), (), each.stores, terms, of_rows=own))
     return groups
+
+
+def _keeps_to_rows(group: _Group, read: Buffer, written: Buffer) -> bool:
+    """Whether what is computed for a row reads only elements of the stretch of memory that the row's stores go to."""
+    loads = _loads(read, group.of_rows)
+    if not loads:
+        return True
+    batch, rows = group.variables[:2]
+    (own,) = (store.index for store in group.stores if store.buffer is written)
+    strides = [dict(own.terms).get(variable, 0) for variable in (batch, rows)]
+    apart = batch.extent == 1 or strides[0] >= strides[1] * rows.extent
+    return apart and all(not load.guard and _is_in_stretch(load.index, (batch, rows), strides) for load in loads) and (
+        _is_in_stretch(own, (batch, rows), strides)
+    )
+
+
+def _is_in_stretch(index: Index, variables: tuple[Variable, Variable], strides: Sequence[int]) -> bool:
+    """Whether the index is strides * variables and less than a row's stride beyond that."""
+    steps = dict(index.terms)
+    if index.has_data or any(steps.get(v, 0) != stride for v, stride in zip(variables, strides, strict=True)):
+        return False
+    rest = Index(tuple((atom, step) for atom, step in index.terms if atom not in variables), index.constant)
+    if any(not atom.variables.isdisjoint(variables) for atom, _ in rest.terms):
+        return False
+    low, high = rest.bounds
+    return 0 <= low and high < strides[1]
 
 
 def _in_order(group: _Group, read: Buffer, written: Buffer) -> bool:

@@ -14,7 +14,19 @@ from .collapse import all_values
 from .dead_places import live_conditions
 from .expand import Expander, Guard, Illegal, Indices, spread
 from .index import Index, Variable
-from .loop_ir import Accumulator, ChainKernel, ChainSum, Literal, Product, ProductAt, Reduced, Reduction, Store, Value
+from .loop_ir import (
+    Accumulator,
+    ChainKernel,
+    ChainSum,
+    Literal,
+    Product,
+    ProductAt,
+    Reduced,
+    Reduction,
+    Store,
+    Term,
+    Value,
+)
 from .lowering import Lowered
 from .placing import Side, fresh, place_from, require_bijection, solve
 
@@ -115,15 +127,20 @@ class _ChainExpander(Expander):
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """A sum on its way: what it will keep is still a value."""
+class _Term:
+    """A term of a sum on its way: what will be kept is still a value."""
 
-    node: Node
-    over_rows: bool
-    free: Variable
     left_node: Node
     left: Value
     right: Value
+
+
+@dataclass(frozen=True)
+class _Sum:
+    node: Node
+    over_rows: bool
+    free: Variable
+    terms: tuple[_Term, ...]
 
 
 class _Chain:
@@ -164,14 +181,19 @@ class _Chain:
         reductions, sums = self._placed()
         reducing = [m for m in self.members if m.op.kind == "reduce"]
         row_stores, sum_stores = self._stores(sums)
-        arranged = arrange(reductions, [s.left for s in sums], self.at, self.element)
+        terms = [term for s in sums for term in s.terms]
+        arranged = arrange(reductions, [term.left for term in terms], self.at, self.element)
+        lefts = iter(arranged.lefts)
         finished = tuple(
-            ChainSum(s.over_rows, s.free, left, s.right, tuple(sum_stores[s.node]))
-            for s, left in zip(sums, arranged.lefts, strict=True)
+            ChainSum(
+                s.over_rows, s.free, tuple(Term(next(lefts), term.right) for term in s.terms), tuple(sum_stores[s.node])
+            )
+            for s in sums
         )
         values = list(self.expander.values.values())
         live = live_conditions(
-            {node: node.inputs[0] for node in reducing}, [s.left_node for s in sums], self.expander.expansions(),
+            {node: node.inputs[0] for node in reducing}, [term.left_node for term in terms],
+            self.expander.expansions(),
             self.rows, self.columns,
         )  # fmt: skip
         kernel = ChainKernel(
@@ -271,12 +293,9 @@ class _Chain:
         return reduction
 
     def _sum(self, node: Node, number: int) -> _Sum:
-        lhs, rhs = Side.of(node, 0), Side.of(node, 1)
-        big = [side for side in (lhs, rhs) if reached_products([side.node], self.inside, self.has_memory)]
-        if len(big) != 1:
-            raise Illegal("a contraction that is not a sum of what the chain computes")
-        (left,) = big
-        right = rhs if left is lhs else lhs
+        pieces = [(Side.of(piece, 0), Side.of(piece, 1)) for piece in pieces_of(node)]
+        first, side = self._computed_side(pieces)
+        left, right = pieces[first][side], pieces[first][1 - side]
         place = self._big_place(left.node)
         in_batch, in_contract, in_free = (
             tuple(place[a] for a in axes) for axes in (left.batch, left.contract, left.free)
@@ -285,17 +304,35 @@ class _Chain:
         over, across = (self.rows, self.columns) if over_rows else (self.columns, self.rows)
         for indices, variable in ((in_batch, self.batch), (in_contract, over), (in_free, across)):
             self._require_only(indices, variable)
-        value = self.expander.expand(left.node, place)
-        if value.dtype.compute is not self.element:
-            raise Illegal("a sum of another type than the products")
         free = Variable(f"e{number}", math.prod(right.extents(right.free)))
         in_right = indexing.unflatten(indexing.of(free), right.extents(right.free))
-        other = self.expander.expand(right.node, right.indices(in_batch, in_contract, in_right))
-        self._require_outside(other, (self.batch, over, free))
-        own = (*in_batch, *in_free, *in_right) if left is lhs else (*in_batch, *in_right, *in_free)
+        terms = []
+        for piece in pieces:
+            if piece[side].node.shape != left.node.shape:
+                raise Illegal("terms of a sum over different lengths")
+            value = self.expander.expand(piece[side].node, place)
+            if value.dtype.compute is not self.element:
+                raise Illegal("a sum of another type than the products")
+            outside = piece[1 - side]
+            other = self.expander.expand(outside.node, outside.indices(in_batch, in_contract, in_right))
+            self._require_outside(other, (self.batch, over, free))
+            terms.append(_Term(piece[side].node, value, other))
+        own = (*in_batch, *in_free, *in_right) if side == 0 else (*in_batch, *in_right, *in_free)
         self.expander.places[node] = own
         self.expander.values[node] = Accumulator(self.element, (self.batch, across, free))
-        return _Sum(node, over_rows, free, left.node, value, other)
+        return _Sum(node, over_rows, free, tuple(terms))
+
+    def _computed_side(self, pieces: Sequence[tuple[Side, Side]]) -> tuple[int, int]:
+        """(number of a piece, number of a side) of an operand that the chain computes; the other sides are given."""
+        found = [
+            (number, side)
+            for number, piece in enumerate(pieces)
+            for side in (0, 1)
+            if reached_products([piece[side].node], self.inside, self.has_memory)
+        ]
+        if len({side for _, side in found}) != 1:
+            raise Illegal("a contraction that is not a sum of what the chain computes")
+        return found[0]
 
     # What it stores
 
@@ -328,6 +365,18 @@ class _Chain:
         if any(not stores for stores in on_sums.values()):
             raise Illegal("a sum that nobody stores")
         return on_rows, on_sums
+
+
+def pieces_of(node: Node) -> list[Node]:
+    """The contractions whose sum a contraction is: one for each piece of operands that are laid end to end along it."""
+    axes = [node.attributes["lhs_contract"], node.attributes["rhs_contract"]]
+    if any(child.op is not ops.concat or len(own) != 1 for child, own in zip(node.inputs, axes, strict=True)):
+        return [node]
+    along = [child.attributes["axis"] for child in node.inputs]
+    extents = [[part.shape[axis] for part in child.inputs] for child, axis in zip(node.inputs, along, strict=True)]
+    if [(axis,) for axis in along] != axes or extents[0] != extents[1]:
+        return [node]
+    return [ops.dot_general(*parts, **node.attributes) for parts in zip(*(c.inputs for c in node.inputs), strict=True)]
 
 
 def _only(indices: Iterable[Index], variable: Variable) -> bool:

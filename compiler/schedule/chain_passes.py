@@ -7,13 +7,29 @@ and a later one needs again is kept in scratch if computing it again would cost 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir.dtypes import DType
 from .collapse import all_values
 from .expand import Illegal
 from .index import Variable
-from .loop_ir import Accumulator, Apply, Guarded, Keep, Kept, Load, ProductAt, Reduced, Reduction, RowPass, Value
+from .loop_ir import (
+    Accumulator,
+    Apply,
+    ChainKernel,
+    ChainSum,
+    Guarded,
+    Keep,
+    Kept,
+    Load,
+    ProductAt,
+    Reduced,
+    Reduction,
+    RowPass,
+    Store,
+    Term,
+    Value,
+)
 
 # A value that takes this many simple operations is kept rather than computed again in a later pass.
 WORTH_KEEPING = 4
@@ -163,12 +179,58 @@ class _Passes:
 
 def with_reductions(value: Value, reductions: dict[Reduction, Reduction]) -> Value:
     """A value of a row with the results of the reductions that stand for the original ones."""
-    if isinstance(value, Reduced):
-        return Reduced(value.dtype, reductions[value.reduction], value.outer)
-    if isinstance(value, Apply):
-        arguments = tuple(with_reductions(a, reductions) for a in value.arguments)
-        return Apply(value.dtype, value.name, arguments, value.argument_dtype)
-    if isinstance(value, Guarded):
-        inside, outside = (with_reductions(v, reductions) for v in (value.inside, value.outside))
-        return Guarded(value.dtype, value.conditions, inside, outside)
-    return value
+    return _Inlined(reductions).value(value)
+
+
+def without_keeps(kernel: ChainKernel) -> ChainKernel:
+    """The chain with passes that compute again, from the products, what they would read of earlier ones.
+
+    What sums need is kept by the last pass, so that no pass needs whole rows of another.
+    """
+    inlined = _Inlined({})
+    passes = []
+    for each in kernel.passes:
+        new = [Reduction(old.combine, old.dtype, inlined.value(old.value)) for old in each.reductions]
+        inlined.reductions.update(zip(each.reductions, new, strict=True))
+        passes.append(RowPass(tuple(new), ()))
+    kept: dict[Keep, Keep] = {}
+    sums = []
+    for one in kernel.sums:
+        terms = []
+        for term in one.terms:
+            left = term.left
+            if isinstance(left, Kept):
+                keep = kept.setdefault(left.keep, Keep(inlined.value(left.keep.value)))
+                left = Kept(left.dtype, keep, left.at)
+            terms.append(Term(left, term.right))
+        sums.append(ChainSum(one.over_rows, one.free, tuple(terms), one.stores))
+    if passes:
+        passes[-1] = RowPass(passes[-1].reductions, tuple(kept.values()))
+    stores = tuple(Store(s.buffer, s.index, inlined.value(s.value), s.accumulate, s.guard) for s in kernel.stores)
+    needed = tuple(each for each in passes if each.reductions or each.keeps)
+    return replace(kernel, passes=needed, stores=stores, sums=tuple(sums))
+
+
+class _Inlined:
+    """Values with what is kept of them written out, and with new reductions in place of old ones."""
+
+    def __init__(self, reductions: dict[Reduction, Reduction]) -> None:
+        self.reductions = reductions
+        self._values: dict[Value, Value] = {}
+
+    def value(self, value: Value) -> Value:
+        if value not in self._values:
+            self._values[value] = self._new(value)
+        return self._values[value]
+
+    def _new(self, value: Value) -> Value:
+        if isinstance(value, Kept):
+            return self.value(value.keep.value)
+        if isinstance(value, Reduced):
+            return Reduced(value.dtype, self.reductions[value.reduction], value.outer)
+        if isinstance(value, Apply):
+            arguments = tuple(self.value(argument) for argument in value.arguments)
+            return Apply(value.dtype, value.name, arguments, value.argument_dtype)
+        if isinstance(value, Guarded):
+            return Guarded(value.dtype, value.conditions, self.value(value.inside), self.value(value.outside))
+        return value

@@ -8,12 +8,12 @@ again, a block of rows at a time, so that no array grows with the product of bot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import ops
 from ..ir.graph import Graph, Node
-from .chain_lowering import lower_chain, reached_products
+from .chain_lowering import lower_chain, pieces_of, reached_products
 from .expand import Illegal
 from .loop_ir import ChainKernel
 from .placing import Side
@@ -21,6 +21,11 @@ from .placing import Side
 # What is computed again, in multiply-adds for each element of the products, is worth less than going through memory a
 # few times: more if the products would not stay in a cache.
 CACHED_BYTES, WORTH_CACHED, WORTH_UNCACHED = 16 << 20, 96, 384
+# The same where what needs it waits for it to be computed again, as gradients do that may not keep it: memory is what
+# was asked for, but not at any price.
+WORTH_WAITING = 2048
+# A product with a parameter is big if it is so many times as big as its other operand.
+GROWTH = 8
 # A chain with sums over its rows goes through all rows of a batch entry at one place: with fewer entries than this too
 # little of it is parallel, and with bigger sums than this they would go through memory again for every block of rows.
 FEW_ENTRIES, BIGGEST_SUMS = 8, 1 << 17
@@ -38,7 +43,9 @@ class _Region:
 
 def unstored(graph: Graph, stored: Callable[[frozenset[Node]], set[Node]]) -> frozenset[Node]:
     """The nodes that chains keep out of memory; `stored` tells which nodes get memory if these do not."""
-    regions = [r for r in _regions(graph) if r.closed and _is_normalised(r) and _is_cheap(r)]
+    # Where something is computed again, memory matters more than time.
+    there = set(graph.inputs) if any(node.op is ops.again for node in graph.nodes) else set()
+    regions = [r for r in _regions(graph, there) if r.closed and _is_normalised(r) and _is_cheap(r)]
     while regions:
         out = frozenset(node for r in regions for node in _computed_with(r, graph))
         memory = stored(out) | set(graph.inputs)
@@ -47,6 +54,14 @@ def unstored(graph: Graph, stored: Callable[[frozenset[Node]], set[Node]]) -> fr
             return out
         regions = kept
     return frozenset()
+
+
+def computed_by_rows(graph: Graph) -> frozenset[Node]:
+    """What of a forward pass chains keep out of memory, as far as that can be told before there are gradients.
+
+    For a forward pass whose gradients compute it again, so that memory matters more than time.
+    """
+    return frozenset(n for r in _regions(graph, set(graph.inputs)) if r.closed and _is_normalised(r) for n in r.big)
 
 
 def not_worth_it(kernel: ChainKernel) -> str | None:
@@ -86,8 +101,8 @@ def _is_normalised(region: _Region) -> bool:
         if node in region.ends:
             if node.op.kind == "reduce":
                 return True
-        elif node.op.is_elementwise or node.op in (ops.reshape, ops.permute, ops.broadcast):
-            stack.extend(node.inputs)
+        elif node.op.is_elementwise or node.op in _VIEWS:
+            stack.extend(node.inputs[:1] if node.op in _MOVING or node.op in _VIEWS else node.inputs)
     return False
 
 
@@ -97,7 +112,7 @@ def _is_cheap(region: _Region) -> bool:
     Forward and backward passes are kernels of their own, and so are sums over the columns and those over the rows where
     one batch entry after the other would be too much for one place.
     """
-    repeated = 0
+    repeated, asked = 0, True
     for product in region.products:
         left = Side.of(product, 0)
         entries, rows = (math.prod(left.extents(axes)) for axes in (left.batch, left.free))
@@ -108,9 +123,24 @@ def _is_cheap(region: _Region) -> bool:
                 width = end.size // max(1, entries * rows)
                 together = entries >= FEW_ENTRIES and columns * width <= BIGGEST_SUMS
                 kernels.add((end.source.phase, together or _is_over_rows(end, region)))
+                asked &= end.source.phase == "forward" or _waits(end)
         repeated += math.prod(left.extents(left.contract)) * (len(kernels) - 1)
     uncached = sum(p.nbytes for p in region.products) > CACHED_BYTES
-    return repeated <= (WORTH_UNCACHED if uncached else WORTH_CACHED)
+    return repeated <= (WORTH_WAITING if asked else WORTH_UNCACHED if uncached else WORTH_CACHED)
+
+
+def _waits(end: Node) -> bool:
+    """Whether an end reads something of which it was said that it is computed again (see `without_waits`)."""
+    seen: set[Node] = set()
+    stack = list(end.inputs)
+    while stack:
+        node = stack.pop()
+        if node.op is ops.again:
+            return True
+        if node not in seen and node.op is not ops.dot_general:
+            seen.add(node)
+            stack.extend(node.inputs)
+    return False
 
 
 def _is_over_rows(end: Node, region: _Region) -> bool:
@@ -124,20 +154,48 @@ def _is_over_rows(end: Node, region: _Region) -> bool:
     return False
 
 
-def _is_big_product(node: Node) -> bool:
-    return node.op is ops.dot_general and node.size > 0 and node.size >= sum(child.size for child in node.inputs)
+# What computes nothing and leaves as many elements, and what else shows the elements of its first input.
+_MOVING = (ops.reshape, ops.permute, ops.again)
+_VIEWS = (ops.reshape, ops.permute, ops.broadcast, ops.stop_gradient, ops.remat)
 
 
-def _regions(graph: Graph) -> list[_Region]:
-    """The regions of all big products; products that meet in one elementwise operation share one."""
-    given, results = set(graph.inputs), set(graph.outputs)
+def _is_summed(node: Node, users: Mapping[Node, Sequence[Node]]) -> bool:
+    """Whether arrays are laid end to end only for contractions that sum over all of them."""
+    return node.op is ops.concat and all(
+        user.op is ops.dot_general and len(pieces_of(user)) == len(node.inputs) for user in users.get(node, ())
+    )
+
+
+def _is_big_product(node: Node, given: Collection[Node]) -> bool:
+    """Whether a contraction's result outgrows its operands, of which those in `given` are in memory anyway."""
+    if node.op is not ops.dot_general or node.size == 0:
+        return False
+    operands = [child for child in node.inputs if _moved(child) not in given]
+    growth = 1 if len(operands) == len(node.inputs) else GROWTH
+    return node.size >= growth * sum(child.size for child in operands)
+
+
+def _moved(node: Node) -> Node:
+    """What an array is a view of."""
+    while node.op in _MOVING or node.op in _VIEWS:
+        node = node.inputs[0]
+    return node
+
+
+def _regions(graph: Graph, always_there: Collection[Node]) -> list[_Region]:
+    """The regions of all big products; products that meet in one elementwise operation share one.
+
+    `always_there`: what takes no memory beyond what there is anyway.
+    """
+    given, results, users = set(graph.inputs), set(graph.outputs), graph.users
     region_of: dict[Node, _Region] = {}
     for node in graph.nodes:
         if node in given:
             continue
-        if _is_big_product(node):
+        is_product = _is_big_product(node, always_there)
+        if is_product:
             region_of[node] = _Region({node}, {node})
-        elif node.op.is_elementwise or node.op in (ops.reshape, ops.permute):
+        elif node.op.is_elementwise or node.op in _MOVING or _is_summed(node, users):
             joined = list({id(region_of[c]): region_of[c] for c in node.inputs if c in region_of}.values())
             if joined:
                 region = joined[0]
@@ -149,7 +207,7 @@ def _regions(graph: Graph) -> list[_Region]:
             region_of[node].closed = False
         for child in node.inputs:
             region = region_of.get(child) or _NONE
-            if region is _NONE or (region_of.get(node) is region and not _is_big_product(node)):
+            if region is _NONE or (region_of.get(node) is region and not is_product):
                 continue
             region.ends.add(node)
             if not (node.op is ops.dot_general or (node.op.kind == "reduce" and "axes" in node.attributes)):

@@ -50,7 +50,8 @@ def _chain_roots(kernel: ChainKernel) -> list[Value]:
         roots += [r.value for r in each.reductions] + [k.value for k in each.keeps]
     roots += [s.value for s in kernel.stores]
     for one in kernel.sums:
-        roots += [one.left, one.right, *(s.value for s in one.stores)]
+        roots += [value for term in one.terms for value in (term.left, term.right)]
+        roots += [s.value for s in one.stores]
     return roots
 
 

@@ -324,17 +324,24 @@ class RowPass:
 
 
 @dataclass(frozen=True, eq=False)
-class ChainSum:
-    """A contraction of what a chain kept with an operand from outside, finished by `stores` of its accumulator.
+class Term:
+    """What a chain computed or kept, and an operand from outside that it is contracted with."""
 
-    over the columns: accumulator[b, m, e] = sum over n of left[b, m, n] * right[b, n, e];
-    over the rows:    accumulator[b, n, e] = sum over m of left[b, m, n] * right[b, m, e].
+    left: ProductAt | Kept
+    right: Value
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSum:
+    """Contractions of what a chain kept with operands from outside, added up and finished by `stores` of the result.
+
+    over the columns: accumulator[b, m, e] = sum over terms and n of left[b, m, n] * right[b, n, e];
+    over the rows:    accumulator[b, n, e] = sum over terms and m of left[b, m, n] * right[b, m, e].
     """
 
     over_rows: bool
     free: Variable
-    left: ProductAt | Kept
-    right: Value
+    terms: tuple[Term, ...]
     stores: tuple[Store, ...]
 
 

@@ -34,6 +34,7 @@ from .loop_ir import (
     Reduction,
     RowPass,
     Store,
+    Term,
     Value,
 )
 from .text import stores_of
@@ -313,15 +314,25 @@ class _Parser:
         free = self._variable(loop)
         over_rows = over == rows.name
         self.advance()
-        operands = self._operands()
-        left = operands["left"]
-        if not isinstance(left, (ProductAt, Kept)):
-            raise self.error("expected a sum of a product or of a kept value")
+        terms = [self._term()]
+        while self._next_statement().startswith("left "):
+            terms.append(self._term())
         self.summed = (self.outer[0], columns if over_rows else rows, free)
         stores = self._stores()
         self.summed = None
         self.closing()
-        return ChainSum(over_rows, free, left, operands["right"], tuple(stores))
+        return ChainSum(over_rows, free, tuple(terms), tuple(stores))
+
+    def _term(self) -> Term:
+        operands = self._operands()
+        left = operands["left"]
+        if not isinstance(left, (ProductAt, Kept)):
+            raise self.error("expected a sum of a product or of a kept value")
+        return Term(left, operands["right"])
+
+    def _next_statement(self) -> str:
+        """The first line from here on that defines no value."""
+        return next((line for line in self.lines[self.at :] if not _DEFINITION.fullmatch(line)), "")
 
     # Statements
 

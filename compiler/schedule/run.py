@@ -123,12 +123,15 @@ def _run_chain(kernel: ChainKernel, arrays: Sequence[Array]) -> None:
     for store in kernel.stores:
         nest.store(store)
     for one in kernel.sums:
-        kept = blocks[one.left.product if isinstance(one.left, ProductAt) else one.left.keep]
-        kept = np.where(live, kept, kernel.element.numpy.type(0))
         over, across = (rows, columns) if one.over_rows else (columns, rows)
-        right = _Nest((batch, over, one.free), arrays).everywhere(one.right)
+        lefts, rights = [], []
+        for term in one.terms:
+            kept = blocks[term.left.product if isinstance(term.left, ProductAt) else term.left.keep]
+            kept = np.where(live, kept, kernel.element.numpy.type(0))
+            lefts.append(np.swapaxes(kept, 1, 2) if one.over_rows else kept)
+            rights.append(_Nest((batch, over, one.free), arrays).everywhere(term.right))
         nest = _Nest((batch, across, one.free), arrays)
-        nest.accumulator = product(np.swapaxes(kept, 1, 2) if one.over_rows else kept, right)
+        nest.accumulator = product(np.concatenate(lefts, 2), np.concatenate(rights, 1))
         for store in one.stores:
             nest.store(store)
 

@@ -189,8 +189,9 @@ class _Printer:
     def _sum(self, kernel: ChainKernel, each: ChainSum) -> None:
         over = kernel.rows if each.over_rows else kernel.columns
         self._open(f"sum over {over.name}, {each.free.name} < {each.free.extent}")
-        self.line(f"left {self.value(each.left)}")
-        self.line(f"right {self.value(each.right)}")
+        for term in each.terms:
+            self.line(f"left {self.value(term.left)}")
+            self.line(f"right {self.value(term.right)}")
         for store in each.stores:
             self._store(store)
         self._close()

@@ -207,10 +207,13 @@ class _Verifier:
     def _sum(self, kernel: ChainKernel, each: ChainSum) -> list[tuple[tuple[Variable, ...], Store]]:
         """Check a sum; its stores, and the loops they are in."""
         over, across = (kernel.rows, kernel.columns) if each.over_rows else (kernel.columns, kernel.rows)
-        self._values([each.left], self.at, "the left operand of a sum", accumulator=False)
-        if each.left.dtype is not kernel.element:
-            raise _fail(f"a sum of {each.left.dtype} in a chain in {kernel.element}")
-        self._operand(kernel, each.right, (kernel.batch, over, each.free), "a sum")
+        if not each.terms:
+            raise _fail("a sum without terms")
+        for term in each.terms:
+            self._values([term.left], self.at, "the left operand of a sum", accumulator=False)
+            if term.left.dtype is not kernel.element:
+                raise _fail(f"a sum of {term.left.dtype} in a chain in {kernel.element}")
+            self._operand(kernel, term.right, (kernel.batch, over, each.free), "a sum")
         self.blocks = {}
         self.summed = (kernel.batch, across, each.free)
         for store in each.stores:

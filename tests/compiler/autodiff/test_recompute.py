@@ -203,11 +203,11 @@ VALUE = 4 * SIDE * SIDE
 def test_a_budget_that_is_enough_keeps_all_and_a_smaller_one_is_kept_to() -> None:
     members, last = chain(16)
     needed = frozenset(node for node in members if node.op is ops.tanh)
-    everything = choose(members, [last], needed, 16 * VALUE)
+    everything = choose(members, [X, W], [last], needed, 16 * VALUE)
     assert everything.operations == 0 and bytes_of(everything.kept) == 16 * VALUE
     before = 0
     for values in range(15, 7, -1):
-        choice = choose(members, [last], needed, values * VALUE)
+        choice = choose(members, [X, W], [last], needed, values * VALUE)
         assert bytes_of(choice.kept) <= choice.alive_bytes <= values * VALUE
         assert choice.operations >= before, "less memory takes more work"
         before = choice.operations
@@ -217,7 +217,7 @@ def test_a_budget_that_is_enough_keeps_all_and_a_smaller_one_is_kept_to() -> Non
 def test_the_least_is_about_twice_the_square_root() -> None:
     """Sixteen layers in four segments: three values kept between them, and four inside of one."""
     members, last = chain(16)
-    least = choose(members, [last], frozenset(node for node in members if node.op is ops.tanh), 0)
+    least = choose(members, [X, W], [last], frozenset(node for node in members if node.op is ops.tanh), 0)
     assert least.alive_bytes <= 8 * VALUE
 
 

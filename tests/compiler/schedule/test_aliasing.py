@@ -177,3 +177,40 @@ def test_chains_overwrite_what_a_row_or_a_finished_sum_is_alone_in_reading():
     # What the sum needs of it may be read when the rows are done.
     kernel = parse_kernel(CHAIN.replace("ROW", "m").replace("sub(v9, v10)", "sub(v9, v2)"))
     assert not may_overwrite(kernel, kernel.buffers[3], kernel.buffers[5])
+
+
+EMBEDDING = """\
+kernel(%0: float32[40] in, %1: float32[30] in, %2: float32[30] in, %3: float32[40] out) {
+  chain b < 1, m < 8, n < 6 in float32 {
+    product over k0 < 5 {
+      v0 = load %0[LEFT] : float32
+      left v0
+      v1 = load %1[5*n + k0] : float32
+      right v1
+    } = p0
+    sum over n, e0 < 5 {
+      v2 = at p0 : float32
+      left v2
+      v3 = load %2[5*n + e0] : float32
+      right v3
+      v4 = load %0[5*m + e0] : float32
+      v5 = accumulator : float32
+      v6 = sub(v4, v5) of float32 : float32
+      store %3[5*m + e0] = v6
+    }
+  }
+}
+"""
+
+
+def test_a_chain_overwrites_rows_that_its_products_have_read_and_no_other_row_needs():
+    kernel = parse_kernel(EMBEDDING.replace("LEFT", "5*m + k0"))
+    assert may_overwrite(kernel, kernel.buffers[0], kernel.buffers[3])
+    # Elements of another row, which another block or thread has written or not.
+    for index in ("8*k0 + m", "-5*m + k0 + 35", "k0", "4*m + k0"):
+        kernel = parse_kernel(EMBEDDING.replace("LEFT", index))
+        assert not may_overwrite(kernel, kernel.buffers[0], kernel.buffers[3]), index
+    # Every block of rows reads what a product or a sum has to the right.
+    for old, new in (("load %1[5*n + k0]", "load %0[5*n + k0]"), ("load %2[5*n + e0]", "load %0[5*n + e0]")):
+        kernel = parse_kernel(EMBEDDING.replace("LEFT", "5*m + k0").replace(old, new))
+        assert not may_overwrite(kernel, kernel.buffers[0], kernel.buffers[-1]), new

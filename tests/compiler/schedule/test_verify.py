@@ -185,9 +185,39 @@ kernel(%0: float32[24] in, %1: float32[32] in, %2: float32[40] in, %3: float32[6
   }
 }
 """
+TERMS = """\
+kernel(%0: float32[12] in, %1: float32[16] in, %2: float32[20] in, %3: float32[20] in, %4: float32[15] out) {
+  chain b < 1, m < 3, n < 4 in float32 {
+    product over k0 < 4 {
+      v0 = load %0[4*m + k0] : float32
+      left v0
+      v1 = load %1[4*n + k0] : float32
+      right v1
+    } = p0
+    pass {
+      v2 = index m + n : int32
+      v3 = cast(v2) of int32 : float32
+      keep v3 = p1
+    }
+    sum over n, e0 < 5 {
+      v4 = at p0 : float32
+      left v4
+      v5 = load %2[5*n + e0] : float32
+      right v5
+      v6 = at p1 : float32
+      left v6
+      v7 = load %3[5*n + e0] : float32
+      right v7
+      v8 = accumulator : float32
+      store %4[5*m + e0] = v8
+    }
+  }
+}
+"""
 GOOD = {
     "rows": ROWS, "points": POINTS, "scatter": SCATTER, "contraction": CONTRACTION, "types": TYPES, "pieces": PIECES,
     "windows": WINDOWS, "blocks": BLOCKS, "chain": CHAIN,
+    "terms": TERMS,
 }  # fmt: skip
 
 
@@ -223,6 +253,8 @@ BROKEN = [
     ("chain", "if 0 <= m + -1*n < 3", "if 0 <= m + -2*n < 3", "expected step 1 in the column"),
     ("chain", "if 0 <= m + -1*n < 3", "if 3 <= m + -1*n < 3", "never holds"),
     ("chain", "in float32 if", "in bool if", "a chain in bool"),
+    ("terms", "load %3[5*n + e0]", "load %3[5*m + e0]", "uses m outside"),
+    ("terms", "right v7", "right v6", "uses m outside"),
     # Variables are bound where they are used.
     ("rows", "load %1[o0]", "load %1[((r0_0) // 2)]", "uses r0_0 outside"),
     ("rows", "store %2[o0]", "store %2[((r0_0) // 2)]", "uses r0_0 outside"),
