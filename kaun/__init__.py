@@ -37,6 +37,7 @@ from kaun.compiler.ir.dtypes import (
 from kaun.compiler.ir.dtypes import bool_ as bool
 from kaun.gradients import grad, gradcheck, stop_gradient, value_and_grad, vjp
 from kaun.remat import remat
+from kaun.saved import load
 from kaun.tracing import jit
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ __all__ = [
     "int64",
     "jit",
     "layer",
+    "load",
     "loss",
     "metric",
     "nx",

@@ -7,7 +7,6 @@ is interrupted leaves the old file as it was.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from kaun import nx, ptree
 from kaun.compiler.ir import dtypes
 from kaun.compiler.ir.dtypes import DType
 from kaun.ptree import Tree
+from kaun.runtime.saved_file import replace_file
 from kaun.torch_names import from_torch, to_torch
 
 if TYPE_CHECKING:
@@ -55,36 +55,7 @@ def save(path: Path, tree: Tree, *, metadata: Mapping[str, str] | None = None) -
         name: np.asarray(tensor.numpy(), order="C") for (name, _), tensor in zip(named, tensors, strict=True)
     }
     data = safetensors.numpy.save(arrays, metadata=dict(metadata) if metadata else None)
-    _replace(os.fspath(path), data)
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Make `data` the content of `path`, all or nothing."""
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.partial")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make a rename in `folder` survive a power failure, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(os.fspath(path), [data])
 
 
 def load(path: Path, *, like: Tree) -> Tree:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaun import arguments, execution, nx, ptree, tracing, tree_data
+from kaun import arguments, execution, nx, ptree, saved, tracing, tree_data
 from kaun.arguments import Argument, joined
 from kaun.compiler.ir import Node, dtypes
 from kaun.compiler.ir.dtypes import DType
@@ -18,6 +19,7 @@ from kaun.native import Native, Stages, TracedNative
 from kaun.ptree import Structure
 from kaun.runtime import target as targets
 from kaun.runtime.artifact import Artifact, Cost, KernelSummary, Leaf, Memory
+from kaun.runtime.saved_file import Section
 from kaun.runtime.target import Target
 
 if TYPE_CHECKING:  # loaded when something is exported
@@ -60,6 +62,12 @@ class AheadOfTime:
     functions: Mapping[str, Native]
     _main: str
     _target: Target
+    # Of the file it was loaded from, if it was: what made it, and the sections.
+    _versions: Mapping[str, str] | None = None
+    _sections: dict[str, Section] | None = None
+
+    def _made_by(self) -> Mapping[str, str]:
+        return _versions() if self._versions is None else self._versions
 
     def artifact(self, target: Target | str | None = None) -> Artifact:
         """The functions as plain data, for the target they were compiled for or compiled anew for another one."""
@@ -128,7 +136,14 @@ class Compiled(AheadOfTime):
             "arguments": [[argument.label, tree_data.encoded(argument.structure)] for argument in self._arguments],
             "result": tree_data.encoded(self._result),
         }
-        return Artifact("function", self._name, functions, wanted, trees, versions())
+        return Artifact("function", self._name, functions, wanted, trees, self._made_by())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the function to a file for `kn.load`: machine code, signature, constants, texts of all stages.
+
+        Atomic: whatever was at `path` is there until the new file is whole. OSError if it cannot be written.
+        """
+        saved.save(path, self.artifact(), self._sections)
 
     def export(
         self, directory: str | Path, target: Target | str | None = None, *, name: str | None = None,
@@ -230,7 +245,7 @@ def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:
     return named + [str(number) for number in range(len(named), count)]
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """What an artifact that is made now is made by."""
     import kaun
     from kaun.runtime import engine

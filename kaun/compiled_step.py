@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaun import execution, nx, ptree, tree_data
+from kaun import execution, nx, ptree, saved, tree_data
 from kaun.arguments import Argument
-from kaun.compiled import AheadOfTime, versions
+from kaun.compiled import AheadOfTime
 from kaun.compiler.ir import Node
 from kaun.compiler.ir.dtypes import DType, uint32
 from kaun.execution import Array, Storage, computed_leaf
@@ -51,6 +52,11 @@ class Signature:
     no_init: str | None = None
 
     @property
+    def form(self) -> RowForm:
+        """What rows of a state in this order are."""
+        return row_form(self.state, self.dtype, tuple(part for leaf in self.row for part in (leaf.dtype, leaf.shape)))
+
+    @property
     def rng(self) -> Leaf:
         return Leaf("rng", uint32, (2,))
 
@@ -87,7 +93,7 @@ class CompiledStep(AheadOfTime):
         self._signature, self._host_rates = signature, host_rates
         # For each form of state that was seen, where its leaves are in the order of ours; None if they are in order.
         self._orders: dict[RowForm, tuple[int, ...] | None] = {}
-        self._form = row_form(signature.state, signature.dtype, _types(signature.row))
+        self._form = signature.form
 
     def __call__(
         self, st: State, x: Any, y: Any = None, *, ctx: Mapping[str, Any] | None = None,
@@ -277,7 +283,16 @@ class CompiledStep(AheadOfTime):
             "draws": signature.draws,
             "no_init": signature.no_init,
         }
-        return Artifact("step", "step", functions, wanted, trees, versions(), self._state_leaves, initial)
+        return Artifact("step", "step", functions, wanted, trees, self._made_by(), self._state_leaves, initial)
+
+    def save(self, path: str | os.PathLike[str], *, state: State | None = None) -> None:
+        """Write the step to a file for `kn.load`: machine code, signature, texts of all stages.
+
+        state: goes along as the initial one, such as a trained one; default: `initial`.
+
+        Atomic: whatever was at `path` is there until the new file is whole. OSError if it cannot be written.
+        """
+        saved.save(path, self.artifact(state=state), self._sections)
 
     def export(
         self, directory: str | Path, target: Target | str | None = None, *, state: State | None = None,
@@ -335,10 +350,6 @@ class CompiledStep(AheadOfTime):
         signature = self._signature
         given = ", ".join(f"{leaf!r}" for leaf in (*signature.x.leaves, *signature.targets.leaves))
         return f"<compiled step of {given}: {self._summary()}>"
-
-
-def _types(leaves: Sequence[Leaf]) -> tuple[Any, ...]:
-    return tuple(part for leaf in leaves for part in (leaf.dtype, leaf.shape))
 
 
 def _types_text(argument: Argument) -> str:

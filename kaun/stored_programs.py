@@ -19,6 +19,21 @@ from kaun.runtime.target import Target
 
 def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Program | None:
     """The program of `graph`, whose `key` is `text`; None if it is not on disk, or not as it was written."""
+    content = default_cache().lookup(_key(text, target))
+    if content is None:
+        return None
+    try:
+        program = parsed(content.decode(), vectors)
+    except (ValueError, TypeError):
+        program = None
+    if program is None or not _fits(program, graph):
+        discard(text, target)
+        return None
+    return program
+
+
+def parsed(text: str, vectors: VectorTarget) -> Program:
+    """The program of a text, whose kernels and entry can be emitted again. ValueError or TypeError if it is none."""
 
     def emit_kernel(kernel: str, name: str) -> str:
         from kaun.compiler.codegen import kernels  # the compiler is loaded only where a kernel is missing
@@ -31,17 +46,7 @@ def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Prog
 
         return entry.emit_entry(program, name, vectors, symbols)
 
-    content = default_cache().lookup(_key(text, target))
-    if content is None:
-        return None
-    try:
-        program = parse_program(content.decode(), emit_kernel, emit_entry)
-    except (ValueError, TypeError):
-        program = None
-    if program is None or not _fits(program, graph):
-        discard(text, target)
-        return None
-    return program
+    return parse_program(text, emit_kernel, emit_entry)
 
 
 def store(text: str, target: Target, program: Program) -> None:

@@ -34,6 +34,14 @@ class Executable:
         self._entry_address = entry_address
         self._workspaces: dict[int, int] = {}
 
+    @classmethod
+    def of_code(cls, program: Program, entry_address: int) -> Executable:
+        """A program whose code is in memory already, its entry, which asks for no table of kernels, at an address."""
+        made = cls.__new__(cls)
+        made.program, made.kernel_addresses = program, ()
+        made._table_address, made._entry_address, made._workspaces = 0, entry_address, {}
+        return made
+
     def run(self, inputs: Sequence[int]) -> list[Buffer]:
         """The computed outputs, new each time, for inputs at these addresses (C order, of the program's types)."""
         outputs = [Buffer(output.nbytes) for output in self.program.outputs]

@@ -48,7 +48,7 @@ from collections.abc import Callable, Iterator
 from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.target import Target, host, usable_cores
 
-__all__ = ["Pool", "num_threads", "pool", "pool_bytes", "pool_module", "set_num_threads"]
+__all__ = ["Pool", "num_threads", "pool", "pool_bytes", "pool_module", "provide", "set_num_threads"]
 
 # Long enough to bridge the serial kernels between two parallel ones, short enough not to be seen in `top`.
 SPIN_SECONDS = 50e-6
@@ -101,7 +101,7 @@ class Pool:
     def __init__(self, threads: int, target: Target | None = None) -> None:
         if not 1 <= threads <= MOST_THREADS:
             raise ValueError(f"threads.Pool: got {threads} threads, expected 1 to {MOST_THREADS}")
-        self._functions = _Functions(host() if target is None else target)
+        self._functions = _Functions(_table(target))
         # Threads that outnumber cores take time from each other by spinning.
         spin = self._functions.iterations(SPIN_SECONDS) if threads <= usable_cores() else 0
         with _signals_blocked():
@@ -171,6 +171,7 @@ class _State:
         self.wanted: int | None = None
         self.current: Pool | None = None
         self.pools: dict[int, Pool] = {}
+        self.table: int | None = None
 
     def after_fork(self) -> None:
         """In a forked child: forget the parent's pools, whose threads and locks mean nothing here."""
@@ -192,13 +193,27 @@ def _start() -> Pool:
         return _state.current
 
 
+def provide(table: int) -> None:
+    """Take the functions of pools that are started from now on from this table, `kaun_pool_functions` of code that was
+    compiled elsewhere: for processes without LLVM, and to be quicker in others.
+    """
+    _state.table = table
+
+
+def _table(target: Target | None) -> int:
+    """The address of the native functions, compiled for a target; None: for this machine, or what was provided."""
+    if target is None and _state.table is not None:
+        return _state.table
+    target = host() if target is None else target
+    text = pool_module(target.architecture)
+    (table,) = compile_kernels([KernelRequest("kaun_pool_functions", text, lambda: text)], target)
+    return table
+
+
 class _Functions:
     """The pool's native functions, callable from Python; the interpreter lock is released meanwhile."""
 
-    def __init__(self, target: Target) -> None:
-        text = pool_module(target.architecture)
-        request = KernelRequest("kaun_pool_functions", text, lambda: text)
-        (table,) = compile_kernels([request], target)
+    def __init__(self, table: int) -> None:
         create, parallel_for, destroy, spin, run = (ctypes.c_uint64 * 5).from_address(table)
         size, pointer = ctypes.c_int64, ctypes.c_void_p
         self.parallel_for_address = int(parallel_for)
