@@ -27,6 +27,7 @@ from kaun import artifact_data, execution, plain_data, stored_programs
 from kaun.artifact_data import ArtifactData, FunctionData
 from kaun.compiler.ir import Graph, parse_graph
 from kaun.compiler.program import Array, Program
+from kaun.compiler.program_verify import verify_program
 from kaun.execution import CompiledProgram, Storage
 from kaun.native import Native, TracedNative
 from kaun.plain_data import Plain
@@ -228,6 +229,9 @@ class _LoadedNative(Native):
         )
 
     def _program(self, texts: _Texts) -> Program:
+        for name in ("differentiated", "scheduled"):
+            if name not in texts:
+                raise ValueError(f"there is no text of the stage {name!r} of {self.name!r}")
         program = stored_programs.parsed(texts["scheduled"], execution.vector_target(self._target))
         arrays = {"input": program.inputs, "output": program.outputs}
         results = [arrays[place.kind][place.position] for place in program.results]
@@ -235,6 +239,7 @@ class _LoadedNative(Native):
             raise ValueError(f"the memory plan of {self.name!r} is not that of its signature")
         if max(program.arena_bytes, program.scratch_bytes, *(a.nbytes for a in program.outputs), 0) > _MOST_BYTES:
             raise ValueError(f"the memory plan of {self.name!r} asks for more memory than there is")
+        verify_program(program)
         return program
 
     @cached_property

@@ -14,7 +14,7 @@ import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kaun.runtime.target import Target, with_vector_bits
+from kaun.runtime.target import Target, host, with_vector_bits
 
 __all__ = ["checkable", "missing", "needed", "runs_here", "wrong_machine"]
 
@@ -91,6 +91,8 @@ def wrong_machine(architecture: str, system: str) -> str | None:
 
 def runs_here(target: Target) -> bool:
     """Whether this machine can run code for the target."""
+    if target == host():
+        return True
     if wrong_machine(target.architecture, target.system) is not None:
         return False
     return not missing(target.architecture, needed(target))
@@ -120,6 +122,8 @@ def _host_features(architecture: str, vector_bits: str) -> frozenset[str]:
         found = _macos_features(architecture, names, _sysctl_text, _sysctl_number)
     else:
         flags = _linux_flags()
+        if not flags:  # no such file here; LLVM asks the processor
+            return frozenset(needed(host()))
         found = frozenset(name for name in names if _LINUX[architecture].get(name, name) in flags)
     if not vector_bits.isdecimal() or architecture != "x86_64":
         return found

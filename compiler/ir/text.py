@@ -92,7 +92,10 @@ def _parse_value(text: str) -> Any:
         return dtypes.BY_NAME[text]
     if text in ("inf", "-inf", "nan"):
         return float(text)
-    return ast.literal_eval(text)
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"text.parse_graph: {text[:40]!r} is no value of an attribute: {error}") from None
 
 
 def _split_arguments(text: str) -> list[str]:
@@ -123,7 +126,7 @@ def parse_graph(text: str) -> Graph:
     outputs: tuple[Node, ...] | None = None
     for line in lines[1:-1]:
         if line.startswith("return"):
-            outputs = tuple(nodes[part.strip()[1:]] for part in line[len("return") :].split(",") if part.strip())
+            outputs = _parse_outputs(line, nodes)
             continue
         definition = _NODE.match(line)
         if definition is None:
@@ -132,6 +135,14 @@ def parse_graph(text: str) -> Graph:
     if outputs is None:
         raise ValueError("text.parse_graph: no return line")
     return Graph(tuple(inputs), outputs, tuple(names) if any(names) else ())
+
+
+def _parse_outputs(line: str, nodes: dict[str, Node]) -> tuple[Node, ...]:
+    numbers = [part.strip()[1:] for part in line.removeprefix("return").split(",") if part.strip()]
+    for number in numbers:
+        if number not in nodes:
+            raise ValueError(f"text.parse_graph: %{number} is not defined in line {line!r}")
+    return tuple(nodes[number] for number in numbers)
 
 
 def _parse_node(line: str, match: re.Match[str], nodes: dict[str, Node]) -> Node:
@@ -145,13 +156,15 @@ def _parse_node(line: str, match: re.Match[str], nodes: dict[str, Node]) -> Node
                 raise ValueError(f"text.parse_graph: {argument} is used before it is defined in line {line!r}")
             operands.append(nodes[argument[1:]])
         else:
-            attribute, value = argument.split("=", 1)
+            attribute, equals, value = argument.partition("=")
+            if not equals:
+                raise ValueError(f"text.parse_graph: got {argument!r}, expected name=value in line {line!r}")
             attributes[attribute] = _parse_value(value)
     source = Source(_unquote(file), int(number), _unquote(path), phase) if file else UNKNOWN
     with inherit(source):
         try:
             node = ops.TABLE[name](*operands, **attributes)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"text.parse_graph: {error} in line {line!r}") from error
     if node.dtype.name != dtype or node.shape != _parse_shape(shape):
         raise ValueError(f"text.parse_graph: line {line!r} has type {format_type(node)}")
