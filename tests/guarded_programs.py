@@ -303,10 +303,23 @@ def column_sums() -> Iterator[Example]:
         x = ops.input_(identity="x", dtype=dtype, shape=(batch, depth, rows))
         g = ops.input_(identity="g", dtype=dtype, shape=(batch, depth, columns))
         b = ops.input_(identity="b", dtype=dtype, shape=(batch, columns))
-        right = ops.where(ops.lt(full(0, dtype, g.shape), g), ops.add(g, g), g) if source.random() < 0.4 else g
-        product = ops.dot_general(x, right, lhs_batch=(0,), rhs_batch=(0,), lhs_contract=(1,), rhs_contract=(1,))
+        left, right = (
+            ops.where(ops.lt(full(0, dtype, node.shape), node), ops.add(node, node), node) if computed else node
+            for node, computed in ((x, source.random() < 0.6), (g, source.random() < 0.4))
+        )
+        product = ops.dot_general(left, right, lhs_batch=(0,), rhs_batch=(0,), lhs_contract=(1,), rhs_contract=(1,))
         summed = ops.reduce_sum(right, axes=(1,))
-        yield _exact((x, g, b), (product, ops.sub(b, summed), *([summed] if source.random() < 0.3 else [])))
+        example = _exact((x, g, b), (product, ops.sub(b, summed), *([summed] if source.random() < 0.3 else [])))
+        if number % 2:
+            yield example
+            continue
+        # What is computed on the left is read as an image, whether that pays or not.
+        with mock.patch.object(lower_contraction._Contract, "image_side", _left_image):
+            yield example
+
+
+def _left_image(build: Any) -> bool | None:
+    return None if build._image_at(Side.of(build.node, 0)) is None else False
 
 
 def _exact(inputs: Sequence[Node], outputs: Sequence[Node]) -> Example:

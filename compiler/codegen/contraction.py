@@ -24,7 +24,6 @@ and which thread runs a chunk changes nothing, so a result has the same bits on 
 
 import itertools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -32,7 +31,7 @@ from llvmlite import ir
 from .column_sums import ColumnSums, FinishColumns
 from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
 from .contraction_packing import pack_memory_a, pack_memory_b
-from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, smaller
+from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, on_first, smaller
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel, prefetch
 from .vector_target import VectorTarget, element_bits
 
@@ -296,10 +295,10 @@ def _emit_block(
                     with builder.if_then(builder.icmp_signed("==", k_block, index(template.k_blocks - 1))):
                         _finish_tile(template, batch, (row, rows), (column, columns), tile)
         if sums is not None:
-            with _on_first_rows(template, m_range[0]):
+            with on_first(builder, m_range[0]):
                 _add_column_sums(template, sums, b_panels, batch, (k_start, k_count), n_range)
     if sums is not None and template.finish_columns is not None:
-        with _on_first_rows(template, m_range[0]):
+        with on_first(builder, m_range[0]):
             sums.finish(template.finish_columns, batch, n_range)
 
 
@@ -328,13 +327,6 @@ def _add_column_sums(
         return offset(builder, b_panels, template.scalar, (builder.mul(j, k_range[1], flags=("nsw",)), 1))
 
     sums.add(panel, k_range[1], n_range[1])
-
-
-def _on_first_rows(template: _Template, m_start: ir.Value) -> AbstractContextManager[object]:
-    """For code that one of the blocks of rows runs."""
-    if template.blocking.mc >= template.contraction.m:
-        return nullcontext()
-    return template.builder.if_then(template.builder.icmp_signed("==", m_start, index(0)))  # type: ignore[no-any-return]
 
 
 def _clear_tiles(template: _Template, count: int) -> None:

@@ -1,7 +1,7 @@
 """Structured control flow over an llvmlite builder: a counted loop and index arithmetic shared by the templates."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from llvmlite import ir
 
@@ -62,6 +62,13 @@ def carried_loop(
     builder.branch(header)
     builder.position_at_end(done)
     return values
+
+
+def on_first(builder: ir.IRBuilder, start: ir.Value) -> AbstractContextManager[object]:
+    """For code that only the first of some blocks runs, the one that starts at 0."""
+    if isinstance(start, ir.Constant) and start.constant == 0:
+        return nullcontext()
+    return builder.if_then(builder.icmp_signed("==", start, index(0)))  # type: ignore[no-any-return]
 
 
 def smaller(builder: ir.IRBuilder, a: "int | ir.Value", b: "int | ir.Value") -> ir.Value:

@@ -55,6 +55,7 @@ class WindowContraction:
     arrays:   how many the epilogue reads and writes
     finish_rows: how many consecutive m the results lie together for, so that vectors of results run along m; 0 if they
               run along n
+    column_sums: whether the sums over k of B[b, k, n] are wanted too
     """
 
     batch: int
@@ -67,6 +68,7 @@ class WindowContraction:
     gathered: bool
     arrays: int
     finish_rows: int
+    column_sums: bool = False
 
     @property
     def m(self) -> int:
@@ -82,7 +84,7 @@ class WindowPlan:
     """The plan of one such contraction; every number is fixed at compile time, distances are in elements.
 
     blocking:      tile, blocks and chunks; its scratch memory holds a note of what the packed B is of (if it is kept),
-                   the box, tiles, the square, and B panels
+                   the box, tiles, the square, B panels, and column sums (if there are any)
     segment:       rows that are tiled together: tiles never cross from one segment to the next
     tile_sizes:    how many rows tiles have, the most frequent number first
     box:           extents of the box of a block, None if the image is read in place
@@ -400,12 +402,13 @@ def _plan(
     square_offset = aligned(tile_offset + (mc + lanes) * tile_rows * size)
     b_offset = aligned(square_offset + lanes * lanes * size)
     chunks = contraction.batch * m_blocks * n_blocks
-    b_bytes = padded_n * (contraction.k if keep_b else kc) * size
+    sums_offset = aligned(b_offset + padded_n * (contraction.k if keep_b else kc) * size)
+    sums_bytes = padded_n * size if contraction.column_sums else 0
     unroll = 1 if tile.rows * tile.vectors >= 16 else 2 if tile.rows * tile.vectors >= 8 else 4
     blocking = Blocking(
         lanes=lanes, mr=tile.rows, nr=nr, mc=mc, nc=nc, kc=kc, batches=1, chunks=chunks, direct_a=True, direct_b=False,
         a_panel=(0, 0), a_block=False, keep_b=keep_b, unroll=unroll, a_offset=box_offset, tile_offset=tile_offset,
-        b_offset=b_offset, scratch_bytes=aligned(b_offset + b_bytes),
+        b_offset=b_offset, scratch_bytes=aligned(sums_offset + sums_bytes), sums_offset=sums_offset,
     )  # fmt: skip
     return WindowPlan(
         blocking=blocking,

@@ -21,13 +21,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
+from .column_sums import ColumnSums, FinishColumns
 from .contraction import Memory, Packed, note_packed_b
 from .contraction_blocking import Contraction, Operand
 from .contraction_packing import pack_memory_b
-from .control_flow import block_range, counted_loop, divide, index, offset, smaller
+from .control_flow import block_range, counted_loop, divide, index, offset, on_first, smaller
 from .finishing import Finish, Finishing
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
@@ -53,6 +55,7 @@ class _Template:
     b: Memory | Packed
     b_strides: tuple[int, int]
     finish: Finish
+    finish_columns: FinishColumns | None
     scratch: ir.Value
     depth_table: ir.Value
     tile_table: ir.Value
@@ -65,6 +68,13 @@ class _Template:
     @property
     def bytes(self) -> int:
         return element_bits(self.contraction.element) // 8
+
+    @property
+    def plain(self) -> Contraction:
+        """The same contraction without a word on its image."""
+        whole = self.contraction
+        b = Operand(self.b_strides if isinstance(self.b, Memory) else None)
+        return Contraction(whole.batch, whole.m, whole.n, whole.k, whole.element, Operand(), b)
 
     def at(self, byte_offset: int) -> ir.Value:
         return offset(self.builder, self.scratch, ir.IntType(8), (byte_offset, 1))
@@ -80,6 +90,7 @@ def emit(
     b: Memory | Packed,
     b_strides: tuple[int, int],
     finish: Finish,
+    finish_columns: FinishColumns | None = None,
 ) -> None:
     """Emit chunks [begin, end) into `function`, void(ptr buffers, i64 begin, i64 end, ptr scratch).
 
@@ -97,6 +108,7 @@ def emit(
         b=b,
         b_strides=b_strides,
         finish=finish,
+        finish_columns=finish_columns,
         scratch=scratch,
         depth_table=_table(function, "depth", plan.depth_offsets),
         tile_table=_table(function, "tiles", plan.tile_offsets),
@@ -162,6 +174,9 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
     padded_n = -(-blocking.nc // blocking.nr) * blocking.nr
     if k_blocks > 1:
         _clear_tiles(template, blocking.mc * template.plan.tile_rows)
+    sums = ColumnSums(builder, template.plain, blocking, template.at(blocking.sums_offset))
+    if template.finish_columns is not None:
+        sums.clear()
     with counted_loop(builder, 0, k_blocks, name="k.block") as k_block:
         k_range = block_range(builder, k_block, blocking.kc, contraction.k)
         b_panels = template.at(blocking.b_offset)
@@ -173,6 +188,12 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
             _pack_b(template, b_panels, batch, k_range, n_range)
         first = template.image(builder, template.at(blocking.a_offset), batch, m_range[0], k_range[0])
         _emit_tiles(template, first, b_panels, m_range[1], n_range[1], k_range[1])
+        if template.finish_columns is not None:
+            with on_first(builder, m_range[0]):
+                sums.add(partial(_panel, template, b_panels, k_range[1]), k_range[1], n_range[1])
+    if template.finish_columns is not None:
+        with on_first(builder, m_range[0]):
+            sums.finish(template.finish_columns, batch, n_range)
     Finishing(
         builder=builder,
         scalar=template.scalar,
@@ -204,14 +225,17 @@ def _pack_b(
     k_range: tuple[ir.Value, ir.Value],
     n_range: tuple[ir.Value, ir.Value],
 ) -> None:
-    builder, contraction = template.builder, template.contraction
+    builder = template.builder
     if isinstance(template.b, Packed):
         template.b.pack(builder, destination, batch, *k_range, *n_range)
         return
-    sizes = (contraction.batch, contraction.m, contraction.n, contraction.k)
-    plain = Contraction(*sizes, contraction.element, Operand(), Operand(template.b_strides))
     source = template.b.pointer(builder, batch)
-    pack_memory_b(builder, plain, template.plan.blocking, source, destination, k_range, n_range)
+    pack_memory_b(builder, template.plain, template.plan.blocking, source, destination, k_range, n_range)
+
+
+def _panel(template: _Template, b_panels: ir.Value, k_count: ir.Value, j: ir.Value) -> ir.Value:
+    """The panel of B that starts with column j of the block."""
+    return offset(template.builder, b_panels, template.scalar, (template.builder.mul(j, k_count, flags=("nsw",)), 1))
 
 
 def _emit_tiles(
@@ -232,7 +256,7 @@ def _emit_tiles(
             rows = smaller(builder, builder.sub(rows_here, i), blocking.mr)
             row = builder.add(segment, i, flags=("nsw",))
             with counted_loop(builder, 0, n_count, blocking.nr, name="n.tile") as j:
-                b_panel = offset(builder, b_panels, template.scalar, (builder.mul(j, k_count, flags=("nsw",)), 1))
+                b_panel = _panel(template, b_panels, k_count, j)
                 tile = offset(builder, tiles, template.scalar, (row, plan.tile_rows), (j, 1))
                 whole = builder.icmp_signed(">=", builder.sub(n_count, j), index(blocking.nr))
                 _run_micro_kernel(template, [a, b_panel, tile, k_count, template.depth_table], rows, whole)

@@ -36,8 +36,10 @@ def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContrac
     contraction = WindowContraction(
         kernel.batch.extent, kernel.rows, kernel.columns.extent, kernel.depth, kernel.element.name, _image(kernel),
         _in_place(kernel), _is_gathered(kernel, target), _arrays(kernel), _rows_together(kernel, target),
+        bool(kernel.column_stores),
     )  # fmt: skip
-    filtering, windows = plan_filter(contraction, target), plan_windows(contraction, target)
+    windows = plan_windows(contraction, target)
+    filtering = None if kernel.column_stores else plan_filter(contraction, target)
     return contraction, windows if filtering is None or windows.slots <= filtering.slots else filtering
 
 
@@ -124,7 +126,8 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
         filter_contraction.emit(*shared, blocks, target, box, right, strides or (0, 0), finish)
     else:
         image = partial(_block_of_image, callbacks, blocks, contraction.depth)
-        window_contraction.emit(*shared, blocks, target, image, right, strides or (0, 0), finish)
+        finish_columns = callbacks.finish_columns if kernel.column_stores else None
+        window_contraction.emit(*shared, blocks, target, image, right, strides or (0, 0), finish, finish_columns)
     builder.ret_void()
 
 

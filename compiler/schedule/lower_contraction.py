@@ -210,7 +210,7 @@ class _Contract:
         stores = self._finish(expander, own_outputs, own, variables, on_columns, padding)
         column_stores: list[Store] = []
         for summed, outputs in finishing.items():
-            if as_image:
+            if found is not None and found[0].size != left.node.size:
                 raise Illegal("a sum of columns beside a contraction of windows")
             indices = right.indices(in_batch, in_depth, in_columns)
             place = summed_place(summed, right, indices, (batch, columns), depth, self.has_memory)

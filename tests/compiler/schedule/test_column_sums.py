@@ -100,6 +100,12 @@ def test_all_axes_of_the_depth_are_summed_whatever_shapes_lie_between():
     assert stored == [(50, 20)] and sorted(summed) == [(1, 20), (20,)]
 
 
+def test_a_contraction_that_reads_its_rows_as_an_image_sums_its_columns_too():
+    x, g = np.tile(X, (4, 8)), np.tile(G, (4, 1))[:, :10]
+    kernel, stored, summed = contraction_of(lambda x, g: (nx.where(x > 0, x, 0.0).T @ g, nx.sum(g, axis=0)), x, g)
+    assert kernel.image is not None and stored == [(400, 10)] and summed == [(10,)]
+
+
 def test_each_entry_of_a_batch_has_its_own_sums():
     x, g = X.reshape(4, 8, 50), G.reshape(4, 8, 20)
     _, _, summed = contraction_of(lambda x, g: (nx.matrix_transpose(x) @ g, nx.sum(g, axis=1)), x, g)
