@@ -19,6 +19,7 @@ TOOLS: dict[str, str] = {
     "check": "compare compiled code with the interpreter, node by node",
     "bisect": "name the gradient rule, pass or stage that brought an error in",
     "reduce": "make a reproducer of a failure smaller",
+    "aot": "export training steps for C, C++, JavaScript and other machines, and look into exports",
     "bench": "measure training steps, kernels and compile time, beside PyTorch and JAX",
     "cache": "show or clear the cache of compiled kernels",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Iterable
@@ -47,9 +48,8 @@ def find(name: str, part: str | None = None) -> Subject:
 
     SubjectError tells what is wrong with the name.
     """
-    place, colon, function = name.rpartition(":")
-    if colon and not os.path.exists(name):
-        return _of_function(name, place, function, part)
+    if ":" in name and not os.path.exists(name):
+        return _of_function(name, part)
     if not os.path.exists(name):
         raise SubjectError(f"there is no file {name!r}; expected {HELP}")
     if name.endswith(".npz"):
@@ -92,19 +92,31 @@ def graph_of_text(text: str, name: str) -> Graph:
         raise SubjectError(f"{name}: {error}") from error
 
 
-def _of_function(name: str, place: str, function: str, part: str | None) -> Subject:
+def value_of(name: str) -> Any:
+    """What the function `module:function` or `FILE.py:function` gives, or what is compiled under that name itself.
+
+    SubjectError if there is no such function, or it takes arguments. What the function raises is its own.
+    """
+    place, colon, function = name.rpartition(":")
+    if not colon:
+        raise SubjectError(f"got {name!r}, expected module:function or FILE.py:function")
     module = _module(place)
     try:
         made = getattr(module, function)
     except AttributeError:
         known = ", ".join(n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_"))
         raise SubjectError(f"{place} has no function {function!r}; it has {known or 'none'}") from None
-    value = made
-    if callable(made) and not _graphs(made):
-        try:
-            value = made()
-        except TypeError as error:
-            raise SubjectError(f"{name} has to be a function without arguments: {error}") from error
+    if not callable(made) or _graphs(made):
+        return made
+    try:
+        inspect.signature(made).bind()
+    except (TypeError, ValueError) as error:
+        raise SubjectError(f"{name} has to be a function without arguments: {error}") from error
+    return made()
+
+
+def _of_function(name: str, part: str | None) -> Subject:
+    value = value_of(name)
     graphs = _graphs(value)
     if not graphs:
         raise SubjectError(

@@ -1,0 +1,106 @@
+"""What is in an exported folder or a saved file, as text for people: signature, memory, kernels, operations."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def of_file(name: str) -> str:
+    """The text. ValueError, which names the file, if it is neither; OSError if it cannot be read."""
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(path.glob("*.json"))
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise ValueError(f"{name} is a folder with {len(found)} descriptions (*.json): {names}; expected one")
+        path = found[0]
+    with path.open("rb") as file:
+        is_json = file.read(1) == b"{"
+    try:
+        description = _read_export(path) if is_json else _read_saved(path)
+        return "\n".join(_lines(path.name, description)) + "\n"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the description of an export: {error!r}") from error
+
+
+def _read_export(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the text or of JSON
+        raise ValueError(f"{path} is not the description of an export: {error}") from error
+    if found.get("format") != 1:
+        raise ValueError(f"{path} has format {found.get('format')!r}, expected 1: no export, or of another version")
+    assert isinstance(found, dict)
+    return found
+
+
+def _lines(file: str, found: Mapping[str, Any]) -> Iterator[str]:
+    target, versions = found["target"], found["versions"]
+    made = ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield f"{file}: {'training step' if found['kind'] == 'step' else 'function'} {found['name']}"
+    yield f"  target     {target['name']} ({target['triple']}), {target['pointer_bits']}-bit addresses"
+    yield f"  made by    {made}"
+    if "needs" in found:
+        yield f"  needs      {', '.join(found['needs']) or 'nothing special'} of the processor"
+    if "state" in found:
+        yield from _state(found["state"])
+    if "workspace" in found:
+        workspace = found["workspace"]
+        more = f", {workspace['more_for_each_thread']:,} more for each of up to {workspace['most_threads']} threads"
+        threads = more if workspace["most_threads"] > 1 else ", without threads"
+        yield f"  workspace  {workspace['one_thread']:,} bytes{threads}"
+    for name, function in found["functions"].items():
+        yield ""
+        yield from _function(name, function)
+
+
+def _state(state: Mapping[str, Any]) -> Iterator[str]:
+    initial = {"embedded": "with numbers to start from", "file": "numbers to start from in a file"}
+    yield f"  state      {state['bytes']:,} bytes, {initial.get(state['initial'], 'no numbers to start from')}"
+    rows = [(leaf["path"], f"{leaf['dtype']}{leaf['shape']}", f"{leaf['bytes']:,}") for leaf in state["leaves"]]
+    yield from _table(("", "type", "bytes"), rows, indent=13)
+
+
+def _function(name: str, function: Mapping[str, Any]) -> Iterator[str]:
+    given, results = ([f"{leaf['path']}: {leaf['dtype']}{leaf['shape']}" for leaf in function[each]]
+                      for each in ("inputs", "outputs"))  # fmt: skip
+    state = " and the state" if function["writes_state"] else ""
+    memory = function["memory"]
+    yield f"{name}({', '.join(given)}) -> {', '.join(results)}{state}"
+    yield f"  {function['flops']:,} operations, {function['bytes']:,} bytes read and written by kernels"
+    parts = [f"{key.replace('_', ' ')} {value:,}" for key, value in memory.items() if value]
+    yield f"  bytes of memory: {', '.join(parts) or 'none'}"
+    rows = [
+        (str(number), str(kernel["launch"]), str(kernel["chunks"]), f"{kernel['flops']:,}", f"{kernel['bytes']:,}",
+         _stored(kernel["stores"]), ", ".join(kernel["layers"]) or "-")
+        for number, kernel in enumerate(function["kernels"])
+    ]  # fmt: skip
+    if rows:
+        headings = ("kernel", "launch", "chunks", "operations", "bytes", "stores", "layers")
+        yield from _table(headings, rows, indent=2, left=2)
+
+
+def _stored(stores: Sequence[str]) -> str:
+    """What a kernel stores, equal ones counted."""
+    counts = Counter(stores)
+    return ", ".join(what if count == 1 else f"{count} of {what}" for what, count in counts.items())
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], indent: int, left: int = 2) -> Iterator[str]:
+    """Aligned columns; the last `left` of a wide table to the left, the first and second of a narrow one."""
+    narrow = len(headings) == 3
+    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
+    for row in [headings, *rows]:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            to_left = column < 2 if narrow else column >= len(headings) - left
+            cells.append(cell.ljust(width) if to_left else cell.rjust(width))
+        yield (" " * indent + "  ".join(cells)).rstrip()
+
+
+def _read_saved(path: Path) -> dict[str, Any]:
+    raise ValueError(f"{path} is neither the description of an export nor a file that `save` wrote")
