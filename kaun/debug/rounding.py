@@ -17,7 +17,8 @@ from kaun.compiler.ir import Graph, Node, dtypes, ops
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SAMPLES = 4
+# Shaken evaluations; and so many more before anything is called wrong.
+SAMPLES, MORE_SAMPLES = 4, 24
 # Units in the last place by which a number is shaken, and how many times the largest scatter is still rounding.
 _UNITS, _FACTOR = 8.0, 4.0
 # The distance of 1 to the next number, and the smallest number with all its bits.
@@ -45,24 +46,35 @@ class Difference:
         )
 
 
-@dataclass(frozen=True, eq=False)
 class Expected:
     """What a graph's outputs should be, and what they are when everything on the way is shaken."""
 
-    values: tuple[Array, ...]
-    samples: tuple[tuple[Array, ...], ...]
+    def __init__(self, graph: Graph, arguments: Sequence[Array]):
+        self._graph, self._arguments = graph, tuple(arguments)
+        self.values = _run(graph, arguments, None)
+        self._samples: list[tuple[Array, ...]] = []
 
     def difference(self, position: int, found: Array) -> Difference | None:
         """How an array differs from output `position`; None where rounding explains all."""
         expected = self.values[position]
-        return _difference(found.reshape(expected.shape), expected, [sample[position] for sample in self.samples])
+        result = None
+        # An element that hangs by a thread, such as a quotient of two sums that cancel, needs many samples to show it.
+        for count in (SAMPLES, SAMPLES + MORE_SAMPLES):
+            samples = [sample[position] for sample in self._shaken(count)]
+            result = _difference(found.reshape(expected.shape), expected, samples)
+            if result is None:
+                return None
+        return result
+
+    def _shaken(self, count: int) -> list[tuple[Array, ...]]:
+        for number in range(len(self._samples), count):
+            self._samples.append(_run(self._graph, self._arguments, np.random.default_rng((7, number))))
+        return self._samples[:count]
 
 
 def expect(graph: Graph, arguments: Sequence[Array]) -> Expected:
-    """Run a graph on the interpreter as it is and shaken."""
-    values = _run(graph, arguments, None)
-    samples = [_run(graph, arguments, np.random.default_rng((7, number))) for number in range(SAMPLES)]
-    return Expected(values, tuple(samples))
+    """Run a graph on the interpreter, as it is and shaken."""
+    return Expected(graph, arguments)
 
 
 def _run(graph: Graph, arguments: Sequence[Array], draw: np.random.Generator | None) -> tuple[Array, ...]:
@@ -105,16 +117,27 @@ def _epsilon(dtype: dtypes.DType) -> float:
     return _EPSILON[dtype.name]
 
 
+def exact_difference(found: Array, expected: Array) -> Difference | None:
+    """How an array differs from one that it should equal, NaN being equal to NaN; None if it does not."""
+    wrong = found != expected
+    if dtypes.of(expected.dtype).is_float:
+        wrong &= ~(np.isnan(found.astype(np.float64)) & np.isnan(expected.astype(np.float64)))
+    return _worst(found, expected, np.asarray(wrong), np.zeros(expected.shape))
+
+
 def _difference(found: Array, expected: Array, samples: Sequence[Array]) -> Difference | None:
     if not expected.size:
         return None
-    if not dtypes.of(expected.dtype).is_float:
-        wrong = found != expected
-        for sample in samples:
-            wrong &= sample == expected
-        allowed = np.zeros(expected.shape)
-    else:
-        wrong, allowed = _float_difference(found, expected, samples)
+    if dtypes.of(expected.dtype).is_float:
+        return _worst(found, expected, *_float_difference(found, expected, samples))
+    wrong = found != expected
+    for sample in samples:
+        wrong &= sample == expected
+    return _worst(found, expected, wrong, np.zeros(expected.shape))
+
+
+def _worst(found: Array, expected: Array, wrong: Array, allowed: Array) -> Difference | None:
+    """The element that is furthest off, of those that are wrong; None if none is."""
     if not wrong.any():
         return None
     one, other = (np.asarray(array).astype(np.float64) for array in (found, expected))

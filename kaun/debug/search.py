@@ -4,7 +4,8 @@
     kernels     each real kernel on the interpreter's values of what it reads, so that an error neither hides in the
                 kernels that follow nor comes from those before; a wrong one runs in NumPy from its loop IR as well,
                 which tells whether the loops are wrong or the code made from them
-    program     the memory plan and the launches by their verifier, then the native program, also written in place
+    program     the memory plan and the launches by their verifier, then the native program, also written in place,
+                which has to give the bits that its kernels give one by one
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kaun.compiler.schedule.run import run_kernel
 from kaun.debug import native
 from kaun.debug.faults import Fault
 from kaun.debug.reproducer import Reproducer
-from kaun.debug.rounding import Difference, Expected, expect
+from kaun.debug.rounding import Difference, Expected, exact_difference, expect
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,7 +60,7 @@ def find_fault(graph: Graph, arrays: Sequence[Array]) -> Fault | None:
     if illegal is not None:
         culprit = "alias" if "written over input" in str(illegal) else "memory plan"
         return Fault("program", culprit, None, None, str(illegal), whole)
-    return _in_program(compilation, expected, whole)
+    return _in_program(compilation, whole)
 
 
 def _broken(stage: str, culprit: str, error: Exception, kept: Reproducer) -> Fault:
@@ -226,17 +227,28 @@ def _inputs_named(graph: Graph, given: tuple[Array, ...]) -> tuple[Graph, tuple[
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def _in_program(compilation: Compilation, expected: Expected, kept: Reproducer) -> Fault | None:
-    """What is wrong with the program although every kernel is right."""
+def _in_program(compilation: Compilation, kept: Reproducer) -> Fault | None:
+    """What is wrong with the program although every kernel is right: it gives other bits than they do one by one."""
+    alone = _one_by_one(compilation, kept.inputs)
     for in_place in (False, True):
         try:
             outputs = native.run_program(compilation.program, kept.inputs, in_place=in_place)
         except AssertionError as error:
             return _broken("program", "entry", error, kept)
-        found = _first_difference(expected, outputs)
-        if found is not None:
-            node = kept.graph.outputs[found[0]]
-            if in_place:
-                return Fault("program", "alias", node, found[1], "only where outputs are written over inputs", kept)
-            return Fault("program", "entry", node, found[1], "every kernel is right by itself", kept)
+        for node, found, expected in zip(kept.graph.outputs, outputs, alone, strict=True):
+            difference = exact_difference(found, expected)
+            if difference is not None:
+                culprit = "alias" if in_place else "entry"
+                reason = "only where outputs are written over inputs" if in_place else "every kernel is right by itself"
+                return Fault("program", culprit, node, difference, reason, kept)
     return None
+
+
+def _one_by_one(compilation: Compilation, arguments: Sequence[Array]) -> list[Array]:
+    """The graph's outputs as its compiled kernels make them, each in memory of its own."""
+    graph = compilation.scheduled_graph
+    values: dict[Node, Array] = dict(zip(graph.inputs, arguments, strict=True))
+    for scheduled in compilation.kernels:
+        values.update(zip(scheduled.outputs, _natively(scheduled, values), strict=True))
+    # What has no elements is made by no kernel.
+    return [values[node] if node.size else np.empty(node.shape, node.dtype.numpy) for node in graph.outputs]
