@@ -1,4 +1,4 @@
-"""What a tool looks at: named as `module:function`, `FILE.py:function`, a file of IR text or a reproducer.
+"""What a tool looks at: `module:function`, `FILE.py:function`, a saved file, a file of IR text or a reproducer.
 
 A function takes no arguments and returns what `kn.compile` returns, or a step that `kn.train.compile` compiled, a
 trainer that has made a step, or what `kn.jit` returns once it has been called.
@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 from kaun.compiler.ir import Graph, parse_graph
+from kaun.runtime.saved_file import MAGIC
 
-from kaun import train
+from kaun import saved, train
 from kaun.compiled import AheadOfTime
 from kaun.tracing import Function, Specialisation
 
@@ -27,7 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 HELP = (
     "module:function or FILE.py:function (a function without arguments that returns what kn.compile or "
-    "kn.train.compile gives), a file with the text of a graph, or a reproducer (.npz)"
+    "kn.train.compile gives), a file that one of those saved, the text of a graph, or a reproducer (.npz)"
 )
 
 
@@ -60,7 +61,29 @@ def find(name: str, part: str | None = None) -> Subject:
         except ValueError as error:
             raise SubjectError(str(error)) from error
         return Subject(kept.graph, kept.inputs)
+    if _is_saved(name):
+        return _of_saved(name, part)
     return Subject(graph_of_text(read_text(name), name))
+
+
+def _is_saved(name: str) -> bool:
+    with open(name, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _of_saved(name: str, part: str | None) -> Subject:
+    """A function of a saved file. Its code does not run: only the graph is looked at, and compiled anew."""
+    try:
+        return _part(name, _graphs(saved.load(name, recompile=True)), part)
+    except (ValueError, OSError) as error:
+        raise SubjectError(str(error)) from error
+
+
+def _part(name: str, graphs: dict[str, Graph], part: str | None) -> Subject:
+    chosen = part or next(iter(graphs))
+    if chosen not in graphs:
+        raise SubjectError(f"{name} has no part {chosen!r}; it has {', '.join(graphs)}")
+    return Subject(graphs[chosen])
 
 
 def read_text(name: str) -> str:
@@ -122,10 +145,7 @@ def _of_function(name: str, part: str | None) -> Subject:
         raise SubjectError(
             f"{name} gave {type(value).__name__}, expected what kn.compile or kn.train.compile returns"
         )
-    chosen = part or next(iter(graphs))
-    if chosen not in graphs:
-        raise SubjectError(f"{name} has no part {chosen!r}; it has {', '.join(graphs)}")
-    return Subject(graphs[chosen])
+    return _part(name, graphs, part)
 
 
 def _module(place: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kaun.compiler.autodiff.vjp import RULES, gradients
-from kaun.compiler.ir import Graph, Node, dtypes, ops, rebuild, topological
+from kaun.compiler.ir import Graph, Node, dtypes, ops, rebuild, source, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.debug.faults import Fault
 from kaun.debug.reproducer import Reproducer
@@ -75,7 +75,9 @@ def _wrong_rule(node: Node, given: Sequence[Array]) -> Difference | None:
 def _single(node: Node, given: Sequence[Array]) -> tuple[Graph, tuple[Array, ...]]:
     """The op alone, on the values it had."""
     inputs = tuple(_placeholder(i, child.dtype, child.shape) for i, child in enumerate(node.inputs))
-    return Graph(inputs, (node.op(*inputs, **node.attributes),)), tuple(given)
+    with source.inherit(node.source):
+        alone = node.op(*inputs, **node.attributes)
+    return Graph(inputs, (alone,)), tuple(given)
 
 
 def _placeholder(number: int, dtype: dtypes.DType, shape: tuple[int, ...]) -> Node:

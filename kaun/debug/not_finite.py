@@ -56,7 +56,8 @@ class NotFinite:
 
     def __str__(self) -> str:
         place = f", the first at {list(self.index)}" if self.index else ""
-        share = f"{self.count:,} of {self.node.size:,} elements are{place}"
+        kind = "NaN" if self.what == "NaN" else "infinite"
+        share = f"{self.count:,} of {self.node.size:,} elements are {kind}{place}"
         if self.name:
             return f"{self.what} was there already: the input `{self.name}` held it; {share}"
         lines = [f"the first op that made {self.what} is {describe(self.node)}; {share}"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kaun.compiler.ir import Graph, Node, ops, rebuild, topological
+from kaun.compiler.ir import Graph, Node, ops, rebuild, source, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.debug.reproducer import Array, Reproducer
 
@@ -104,7 +104,8 @@ def _substituted(graph: Graph, mapping: dict[Node, Node], inputs: tuple[Node, ..
             image = mapping[node]
             result[node] = result.get(image, image)
         elif node not in result:
-            result[node] = rebuild(node, tuple(result[child] for child in node.inputs))
+            with source.inherit(node.source):
+                result[node] = rebuild(node, tuple(result[child] for child in node.inputs))
     return Graph(inputs, tuple(result[node] for node in graph.outputs))
 
 
@@ -145,7 +146,8 @@ def _with_extent(failure: Reproducer, old: int, new: int, multiples: bool) -> Re
     try:
         for node in failure.graph.nodes[len(failure.graph.inputs) :]:
             attributes = {name: changed(name, value) for name, value in node.attributes.items()}
-            mapping[node] = node.op(*(mapping[child] for child in node.inputs), **attributes)
+            with source.inherit(node.source):
+                mapping[node] = node.op(*(mapping[child] for child in node.inputs), **attributes)
     except (ValueError, TypeError):
         return None
     inputs, outputs = (tuple(mapping[n] for n in nodes) for nodes in (failure.graph.inputs, failure.graph.outputs))

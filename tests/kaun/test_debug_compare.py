@@ -138,6 +138,7 @@ def test_a_failure_is_saved_replayed_bisected_and_made_smaller(
         small = reproducer.load(tmp_path / "failure.small.npz")
         assert [node.op.name for node in small.graph.nodes] == ["input", "floor"] and small.graph.nodes[0].size == 1
         assert "floor(%0) : float32[" in shown.out and "nodes became 2" in shown.err
+        assert Path(small.graph.outputs[0].source.file).name == "test_debug_compare.py"
     # With an interpreter that is right there is nothing to find.
     assert command.main(["check", str(path)]) == 0
     assert command.main(["reduce", str(path)]) == 1

@@ -77,7 +77,7 @@ def test_an_input_that_held_it_is_named_by_its_path() -> None:
     params = {"weight": nx.asarray([1.0, float("nan")]), "bias": nx.ones(2)}
     found = kn.debug.nan(kn.jit(lambda p: p["weight"] + nx.log(p["bias"] - 1)), params)
     assert found is not None
-    assert str(found).startswith("NaN was there already: the input `0.weight` held it; 1 of 2 elements are")
+    assert str(found).startswith("NaN was there already: the input `0.weight` held it; 1 of 2 elements are NaN")
 
 
 def test_gradients_are_looked_at_too() -> None:

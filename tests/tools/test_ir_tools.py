@@ -11,6 +11,8 @@ from kaun.compiler.ir import dtypes, parse_graph
 from kaun.compiler.pipeline import STAGES
 from kaun.tools import command
 
+import kaun as kn
+from kaun import nx
 from kaun.debug import reproducer
 
 GRAPH = """\
@@ -90,6 +92,18 @@ def test_ir_names_modules_too(
 ) -> None:
     (folder / "a_module_of_this_test.py").write_text(MODULE)
     assert "tanh" in output(capsys, "ir", "a_module_of_this_test:product")
+
+
+def test_ir_reads_saved_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kn.compile(lambda x: nx.tanh(x) * 2, kn.spec((4, 8))).save(folder / "saved.kaun")
+    text = output(capsys, "ir", "saved.kaun")
+    assert [node.op.name for node in parse_graph(text).nodes] == ["input", "tanh", "constant", "mul"]
+    assert output(capsys, "check", "saved.kaun") == "All 4 nodes agree.\n"
+    assert "saved.kaun has no part 'step'; it has call" in refusal(capsys, "ir", "saved.kaun", "--part", "step")
+    damaged = bytearray((folder / "saved.kaun").read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (folder / "damaged.kaun").write_bytes(damaged)
+    assert "damaged.kaun" in refusal(capsys, "ir", "damaged.kaun")
 
 
 @pytest.mark.parametrize(
