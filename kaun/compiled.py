@@ -22,7 +22,8 @@ from kaun.runtime.artifact import Artifact, Cost, KernelSummary, Leaf, Memory
 from kaun.runtime.saved_file import Section
 from kaun.runtime.target import Target
 
-if TYPE_CHECKING:  # loaded when something is exported
+if TYPE_CHECKING:  # loaded when something is profiled or exported
+    from kaun.profiling import Profile
     from kaun.runtime.export import Exported
 
 __all__ = ["Compiled", "Cost", "KernelSummary", "Memory", "Spec", "Stages", "compile", "spec"]
@@ -94,6 +95,14 @@ class AheadOfTime:
     def cost(self) -> Cost:
         return self.functions[self._main].function.details.cost
 
+    def _profile(self, given: list[Storage], seconds: float) -> Profile:
+        from kaun import profiling
+        from kaun.compiler.pipeline import Compilation
+
+        native = self.functions[self._main]
+        compilation = Compilation(native.graph, execution.vector_target(self._target))
+        return profiling.profile(native.compiled, compilation, given + native.constants, seconds=seconds)
+
     def _summary(self) -> str:
         program = self.functions[self._main].function.program
         return f"{len(program.calls)} kernels in {len(program.bundles)} launches, {self.cost.flops:,} flops"
@@ -117,18 +126,30 @@ class Compiled(AheadOfTime):
 
     def __call__(self, *trees: Any) -> Any:
         """The function's result. TypeError or ValueError, naming the argument, where a type differs from its spec."""
-        where = f"compiled.{self._name}"
-        if len(trees) != len(self._arguments):
-            raise TypeError(f"{where}: got {len(trees)} arguments, expected {len(self._arguments)}")
-        nodes: list[Node] = []
-        for argument, tree in zip(self._arguments, trees, strict=True):
-            nodes += argument.nodes(where, tree)
+        nodes = self._nodes(trees)
         given = tracing.known_nodes(nodes)
         if given is None:
             if execution.is_traced(nodes):
                 return self._result([nx.Tensor(node) for node in self._native.spliced(nodes)])
             given = execution.realize(nodes)
         return self._result([nx.Tensor(execution.computed_leaf(storage)) for storage in self._native(given)])
+
+    def _nodes(self, trees: Sequence[Any]) -> list[Node]:
+        where = f"compiled.{self._name}"
+        if len(trees) != len(self._arguments):
+            raise TypeError(f"{where}: got {len(trees)} arguments, expected {len(self._arguments)}")
+        nodes: list[Node] = []
+        for argument, tree in zip(self._arguments, trees, strict=True):
+            nodes += argument.nodes(where, tree)
+        return nodes
+
+    def profile(self, *trees: Any, seconds: float = 1.0) -> Profile:
+        """Where the time of a call with these arguments goes, kernel by kernel; see `kaun.profiling.Profile`.
+
+        Calls are made for about `seconds`. The same errors as for a call, and ValueError while another function is
+        being traced.
+        """
+        return self._profile(execution.realize(self._nodes(trees)), seconds)
 
     def artifact(self, target: Target | str | None = None) -> Artifact:
         wanted, functions = self._functions(target)

@@ -25,7 +25,8 @@ from kaun.runtime.target import Target
 from kaun.training_state import State
 from kaun.training_step import RowForm, row_form
 
-if TYPE_CHECKING:  # loaded when something is exported
+if TYPE_CHECKING:  # loaded when something is profiled or exported
+    from kaun.profiling import Profile
     from kaun.runtime.export import Exported
 
 
@@ -110,10 +111,8 @@ class CompiledStep(AheadOfTime):
         has run then.
         """
         row, form = self._row("step", st)
-        given = [*self._rate_storages(st, rates), *self._batch("step", x, y, ctx)]
-        others = [*self._storages("step", [st.rng._node]), *given]
         native = self.functions["step"]
-        others += native.constants
+        others = self._others(st, x, y, ctx, rates) + native.constants
         if not donate or row is not st._as_row()[0]:  # type: ignore[index]  # a state that `_row` took is not traced
             native.watched(row, others)
             value, *after = native.results(native.compiled(row + others))
@@ -128,6 +127,24 @@ class CompiledStep(AheadOfTime):
             st._take_back(owned)
             raise
         return Tensor(computed_leaf(value)), State._of(*owned.current(), st.rng)
+
+    def _others(
+        self, st: State, x: Any, y: Any, ctx: Mapping[str, Any] | None, rates: Sequence[float] | None
+    ) -> list[Storage]:
+        """What a step takes after the row, but for its constants."""
+        given = [*self._rate_storages(st, rates), *self._batch("step", x, y, ctx)]
+        return [*self._storages("step", [st.rng._node]), *given]
+
+    def profile(
+        self, st: State, x: Any, y: Any = None, *, ctx: Mapping[str, Any] | None = None,
+        rates: Sequence[float] | None = None, seconds: float = 1.0,
+    ) -> Profile:  # fmt: skip
+        """Where the time of a step goes, kernel by kernel, in place as in a loop; see `kaun.profiling.Profile`.
+
+        Steps from a copy of `st` are made for about `seconds`, all with the same batch. The same errors as for a step.
+        """
+        row, _ = self._row("step", st)
+        return self._profile(row + self._others(st, x, y, ctx, rates), seconds)
 
     def predict(self, st: State, x: Any, *, ctx: Mapping[str, Any] | None = None) -> Any:
         """The model's output for `x` in evaluation mode, as `train.predict` gives it."""

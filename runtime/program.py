@@ -30,7 +30,7 @@ class Executable:
         *addresses, entry_address = compile_kernels(requests, target)
         self.kernel_addresses = tuple(addresses)
         self._table = (ctypes.c_void_p * max(1, len(addresses)))(*addresses)
-        self._table_address = ctypes.addressof(self._table)
+        self.table_address = ctypes.addressof(self._table)
         self._entry_address = entry_address
         self._workspaces: dict[int, int] = {}
 
@@ -39,7 +39,7 @@ class Executable:
         """A program whose code is in memory already, its entry, which asks for no table of kernels, at an address."""
         made = cls.__new__(cls)
         made.program, made.kernel_addresses = program, ()
-        made._table_address, made._entry_address, made._workspaces = 0, entry_address, {}
+        made.table_address, made._entry_address, made._workspaces = 0, entry_address, {}
         return made
 
     def run(self, inputs: Sequence[int]) -> list[Buffer]:
@@ -53,7 +53,7 @@ class Executable:
 
         An output may have the address of an input that the program's `aliases` pair it with, and of no other.
         """
-        return array("Q", (self._entry_address, self._table_address, 0, 0, 0, *arguments))
+        return array("Q", (self._entry_address, self.table_address, 0, 0, 0, *arguments))
 
     def start(self, record: array[int]) -> None:
         """Run the program once. `record[DONE]` is 1 from the moment on at which all outputs are written.

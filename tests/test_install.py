@@ -37,7 +37,7 @@ def source_files(sources: Path) -> set[str]:
         f"{place}/{path.relative_to(sources / folder).as_posix()}"
         for folder, place in ROOMS.items()
         for path in (sources / folder).rglob("*")
-        if path.suffix in {".py", ".npz", ".txt", ".typed"}
+        if path.suffix in {".py", ".npz", ".txt", ".typed", ".html", ".css", ".js", ".md"}
     }
 
 

@@ -20,6 +20,8 @@ TOOLS: dict[str, str] = {
     "bisect": "name the gradient rule, pass or stage that brought an error in",
     "reduce": "make a reproducer of a failure smaller",
     "aot": "export training steps for C, C++, JavaScript and other machines, and look into exports",
+    "viz": "show every stage of something compiled in a page, or draw its graph",
+    "profile": "time every kernel of something compiled, beside what the machine could do",
     "bench": "measure training steps, kernels and compile time, beside PyTorch and JAX",
     "cache": "show or clear the cache of compiled kernels",
 }

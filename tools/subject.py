@@ -179,7 +179,8 @@ def _graphs(value: Any) -> dict[str, Graph]:
     if isinstance(value, Specialisation):
         return {"call": value.graph}
     if isinstance(value, AheadOfTime):
-        return {name: native.graph for name, native in value.functions.items()}
+        main = value._main
+        return {name: value.functions[name].graph for name in (main, *(n for n in value.functions if n != main))}
     if isinstance(value, train.Trainer):
         steps = [f for key, f in value._compiled.items() if isinstance(key, tuple) and key[0] == "step"]
         return _last(special for step in steps for special in step._specialisations.values())
@@ -189,3 +190,19 @@ def _graphs(value: Any) -> dict[str, Graph]:
 def _last(specials: Iterable[Specialisation]) -> dict[str, Graph]:
     found = list(specials)
     return {"call": found[-1].graph} if found else {}
+
+
+def example_inputs(graph: Graph) -> tuple[Array, ...]:
+    """Arrays to run a graph on where nobody gave any, the same each time.
+
+    Floating-point numbers are between 0 and 1, so that roots and logarithms of them exist; integers and bools are 0,
+    which is a place in anything that is not empty.
+    """
+    random = np.random.default_rng(0)
+    arrays = []
+    for node in graph.inputs:
+        if node.dtype.is_float:
+            arrays.append(random.random(node.shape, np.float32).astype(node.dtype.numpy))
+        else:
+            arrays.append(np.zeros(node.shape, node.dtype.numpy))
+    return tuple(arrays)

@@ -36,7 +36,7 @@ from .kernels import with_attributes
 from .vector_target import VectorTarget
 
 # Words of one call in the table.
-_WORDS = 5
+WORDS = 5
 
 _PIECES = """\
 define internal void @pieces(ptr %table, i64 %begin, i64 %end, ptr %scratch) {
@@ -86,7 +86,7 @@ done:
   ret void
 }
 
-""".replace("$WORDS", str(_WORDS))
+""".replace("$WORDS", str(WORDS))
 
 
 # A parallel loop of an entry that may be given no pool. With one thread, the pool does the same.
@@ -120,7 +120,7 @@ def emit_entry(program: Program, name: str, target: VectorTarget, symbols: Seque
 
     Written as text: it is long for a deep network, and nothing but one line after the other.
     """
-    entry = _Entry(program, symbols)
+    entry = Entry(program, symbols)
     parts = [_PIECES] if any(len(bundle) > 1 for bundle in program.bundles) else []
     if symbols is None:
         parts.append(f'define void @"{name}"(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {{')
@@ -133,7 +133,7 @@ def emit_entry(program: Program, name: str, target: VectorTarget, symbols: Seque
     return with_attributes(f"{''.join(parts)}\nentry:\n{body}\n  ret void\n}}\n", target)
 
 
-class _Entry:
+class Entry:
     """The lines of the entry function's body."""
 
     def __init__(self, program: Program, symbols: Sequence[str] | None):
@@ -142,12 +142,16 @@ class _Entry:
         self.lines: list[str] = []
         self.known: set[str] = set()
         self.shares = False
-        tables = [1 + _WORDS * _count(bundle) for bundle in program.bundles if len(bundle) > 1]
         self.line(f"%scratch = getelementptr i8, ptr %workspace, i64 {program.arena_bytes}")
         self.line(f"%slots = alloca ptr, i64 {max((_slots(bundle) for bundle in program.bundles), default=1)}")
+        self.launches()
+
+    def launches(self) -> None:
+        """The program's launches, one after the other."""
+        tables = [1 + WORDS * _count(bundle) for bundle in self.program.bundles if len(bundle) > 1]
         if tables:
             self.line(f"%table = alloca i64, i64 {max(tables)}")
-        for bundle in program.bundles:
+        for bundle in self.program.bundles:
             if len(bundle) == 1:
                 self.chain(bundle[0].calls)
             else:
@@ -170,10 +174,13 @@ class _Entry:
         """Run a kernel on the threads of the pool."""
         self.shares = True
         share = "@share" if self.symbols is not None else self.load("parallel_for", "%pool", 0)
-        stride = self.program.scratch_bytes
-        self.line(
-            f"call void {share}(ptr %pool, ptr {kernel}, ptr {buffers}, i64 {chunks}, ptr %scratch, i64 {stride})"
-        )
+        arguments = f"ptr %pool, ptr {kernel}, ptr {buffers}, i64 {chunks}, ptr %scratch, i64 {self.stride}"
+        self.line(f"call void {share}({arguments})")
+
+    @property
+    def stride(self) -> int:
+        """Bytes between the scratch of one thread and that of the next."""
+        return self.program.scratch_bytes
 
     def table(self, bundle: Bundle) -> None:
         """Write the table of a bundle; see the top of this file."""
@@ -187,7 +194,7 @@ class _Entry:
                 for position, number in enumerate((first, chain.pieces, call.chunks), at + 2):
                     self.write("i64", number, self.word(position))
                 self.buffers(buffers, call)
-                at, buffers = at + _WORDS, buffers + len(call.places)
+                at, buffers = at + WORDS, buffers + len(call.places)
             first += chain.pieces
 
     def buffers(self, start: int, call: Call) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kaun.runtime import target as targets
+from kaun.runtime.peaks import bandwidth_of, measure_peaks
 from kaun.tools import bench
 from kaun.tools.bench import kaun_problems, kaun_worker, measure, peers, plot, report
 from kaun.tools.bench.model_problems import MODELS, Model, classifier, gpt, resnet
 from kaun.tools.bench.operation_problems import OPERATIONS, Operation
-from kaun.tools.bench.peaks import bandwidth_of, measure_peaks
 from kaun.tools.bench.problems import GROUPS, PROBLEMS, Network, Product, chosen
 from kaun.tools.bench.workers import System, Worker, WorkerError, kaun_system, peer_systems
 

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from kaun.compiler.codegen.kernels import saved_multiply_adds
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.ir import Node, ops, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.schedule.fusion import ScheduledKernel
+from kaun.compiler.schedule.naming import computed, describe
 from kaun.compiler.schedule.traffic import traffic_bytes
 from kaun.runtime import target as targets
 from kaun.runtime.cache import default_cache
+from kaun.runtime.peaks import measure_peaks
 from kaun.runtime.profile import time_calls
 from kaun.tools.bench import kaun_problems
 from kaun.tools.bench.model_problems import PARAMETER
-from kaun.tools.bench.peaks import measure_peaks
 from kaun.tools.bench.peers import (
     BETA1,
     BETA2,
@@ -213,11 +213,11 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
     kernels = zip(compiled.compilation.kernels, compiled.compilation.program.calls, times, texts, strict=True)
     return [
         KernelTime(
-            what=_what(scheduled),
+            what=describe(scheduled),
             where=_where(scheduled),
             seconds=time,
             flops=_flops(scheduled, target),
-            bytes=traffic_bytes(scheduled.reads, scheduled.outputs, _computed(scheduled)),
+            bytes=traffic_bytes(scheduled.reads, scheduled.outputs, computed(scheduled)),
             chunks=call.chunks,
             text=text,
         )
@@ -226,37 +226,13 @@ def kernel_times(compiled: CompiledGraph, inputs: list[Storage], seconds: float)
 
 
 def _flops(scheduled: ScheduledKernel, target: VectorTarget) -> int:
-    defined = sum(node.op.flops(node) for node in _computed(scheduled))
+    defined = sum(node.op.flops(node) for node in computed(scheduled))
     return defined - 2 * saved_multiply_adds(scheduled.kernel, target)
-
-
-def _computed(scheduled: ScheduledKernel) -> list[Node]:
-    """What the kernel computes: the nodes between those it reads from memory and those it stores."""
-    read = set(scheduled.reads)
-    return [node for node in topological(scheduled.outputs, stop=read.__contains__) if node not in read]
-
-
-def _what(scheduled: ScheduledKernel) -> str:
-    """The kernel in a few words: its contractions or reductions, the number of other operations, what it stores."""
-    computing = [node for node in _computed(scheduled) if node.op.kind not in ("leaf", "movement")]
-    contractions = [node for node in computing if node.op is ops.dot_general]
-    heavy = contractions or [node for node in computing if node.op.kind in ("reduce", "index")]
-    names = [_contraction(node) if node.op is ops.dot_general else node.op.name for node in heavy]
-    rest = len(computing) - len(heavy)
-    words = [*dict.fromkeys(names), *([f"{'+' if names else ''}{rest} elementwise"] if rest else [])]
-    largest = max(scheduled.outputs, key=lambda node: node.size)
-    stored = "" if contractions else f" to {'x'.join(map(str, largest.shape)) or 'a scalar'}"
-    return f"{' '.join(words) or 'copy'}{stored}"
-
-
-def _contraction(node: Node) -> str:
-    depth = node.op.flops(node) // (2 * max(1, node.size))
-    return f"dot {'x'.join(map(str, node.shape))} over {depth}"
 
 
 def _where(scheduled: ScheduledKernel) -> str:
     """The layers that the kernel computes something of, and the phases of the step that it stores results of."""
-    paths = sorted({node.source.path for node in _computed(scheduled) if node.source.path})
+    paths = sorted({node.source.path for node in computed(scheduled) if node.source.path})
     phases = dict.fromkeys(node.source.phase for node in scheduled.outputs)
     return " ".join([",".join(paths) or "-", *phases])
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kaun.runtime.peaks import bandwidth_of
 from kaun.tools.bench.measure import Benchmark, Result, Timing
-from kaun.tools.bench.peaks import bandwidth_of
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable

@@ -7,14 +7,11 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from kaun.compiler.codegen.kernels import with_attributes
 from kaun.runtime import threads
 from kaun.runtime.buffers import Buffer
 from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.profile import fork_and_join_seconds, time_kernel
-from kaun.runtime.target import Target
-
-from kaun.execution import vector_target
+from kaun.runtime.target import Target, function_attributes
 
 # Enough independent sums to hide the latency of a multiply-add (4 or 5 cycles, two a cycle) in 16 vector registers.
 _SUMS = 12
@@ -90,7 +87,6 @@ def _kernels(target: Target) -> tuple[int, int]:
     """Addresses of the multiply-add and of the copying kernel."""
     requests = []
     for kind, text in (("fma", _fma_text(target)), ("copy", _copy_text(target))):
-        text = with_attributes(text, vector_target(target))
         name = f"kaun_peak_{kind}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         requests.append(KernelRequest(name, text, functools.partial(text.replace, "@NAME", f"@{name}")))
     fma, copy = compile_kernels(requests, target)
@@ -113,7 +109,7 @@ def _fma_text(target: Target) -> str:
 
     lines = [
         f"declare {vector} @{function}({vector}, {vector}, {vector})" if target.has_fma else "",
-        "define void @NAME(ptr %buffers, i64 %begin, i64 %end, ptr %scratch)",
+        f"define void @NAME(ptr %buffers, i64 %begin, i64 %end, ptr %scratch) {function_attributes(target)}",
         "{",
         "start:",
         "  %out = load ptr, ptr %buffers",
@@ -166,7 +162,7 @@ def _copy_text(target: Target) -> str:
             f"  store {vector} %v{i}, ptr %t{i}, align {4 * lanes}",
         ]
     lines = [
-        "define void @NAME(ptr %buffers, i64 %begin, i64 %end, ptr %scratch)",
+        f"define void @NAME(ptr %buffers, i64 %begin, i64 %end, ptr %scratch) {function_attributes(target)}",
         "{",
         "start:",
         "  %source = load ptr, ptr %buffers",

@@ -1,0 +1,403 @@
+"""Where the time of a compiled function goes: kernel by kernel, beside what the machine could do at most.
+
+Every kernel runs in its place in the program, with the caches as the kernels before it left them. In a launch that
+runs several kernels side by side, each is charged the part of the launch's time that its share of the threads' work is,
+so the kernels' times add up to the time of the whole. A call's limit is the longer of its operations at the measured
+peak of multiply-adds and its bytes at the measured rate of copying from the level of memory that holds them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaun.execution import CompiledProgram, Result, Storage, vector_target
+from kaun.runtime import target as targets
+from kaun.runtime.peaks import Peaks, bandwidth_of, measure_peaks
+from kaun.runtime.trace import Layout, Run, Tracer
+
+if TYPE_CHECKING:
+    from kaun.compiler.codegen.vector_target import VectorTarget
+    from kaun.compiler.pipeline import Compilation
+    from kaun.compiler.schedule.fusion import ScheduledKernel
+
+# However long a run takes, so many are made of each kind.
+_LEAST_RUNS = 7
+# For each of the machine's peaks.
+_PEAK_SECONDS = 0.05
+# The columns of the table, those of numbers first.
+_HEAD = ("kernel", "launch", "time", "share", "GFLOP/s", "GB/s", "of limit", "bound by", "computes", "layers", "lines")
+_NUMBERS = 7
+# Kernels that a plot of the roofline names, and the least share of the time for one to be in it.
+_NAMED, _LEAST_SHARE = 12, 1e-3
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """One kernel call of a program.
+
+    seconds: of the program's time; worker_seconds: of all threads together.
+    flops, bytes: as in `KernelSummary`, without the operations that a shorter way to the same result saves.
+    limit: the seconds that the machine's peaks allow, and bound what they are the limit of: "compute" or "memory".
+    lines: the user's, as "file.py:12".
+    """
+
+    number: int
+    launch: int
+    name: str
+    stores: tuple[str, ...]
+    seconds: float
+    worker_seconds: float
+    flops: int
+    bytes: int
+    chunks: int
+    limit: float
+    bound: str
+    layers: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def of_limit(self) -> float:
+        """The share of the limit that is reached: 1 at best, by the measured peaks."""
+        return self.limit / self.seconds if self.seconds else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What a profile found. Printing it shows the table.
+
+    seconds: the median time of a whole run that notes nothing; noted_seconds: of one that does.
+    arena: bytes of intermediates alive during each launch; arguments: bytes of inputs and outputs.
+    """
+
+    kernels: tuple[KernelProfile, ...]
+    seconds: float
+    noted_seconds: float
+    arena: tuple[int, ...]
+    arguments: int
+    peaks: Peaks
+    run: Run
+
+    @property
+    def kernel_seconds(self) -> float:
+        """The kernels' times together."""
+        return sum(kernel.seconds for kernel in self.kernels)
+
+    def table(self, most: int | None = 30) -> str:
+        """The kernels by time, the longest first, at most `most` of them."""
+        rows: list[tuple[str, ...]] = [_HEAD]
+        ordered = sorted(self.kernels, key=lambda kernel: -kernel.seconds)
+        for kernel in ordered[:most]:
+            rows.append((
+                str(kernel.number), str(kernel.launch), format_seconds(kernel.seconds),
+                f"{kernel.seconds / max(self.kernel_seconds, 1e-30):.1%}", _rate(kernel.flops, kernel.seconds),
+                _rate(kernel.bytes, kernel.seconds), f"{kernel.of_limit:.0%}", kernel.bound, kernel.name,
+                _few(kernel.layers), _few(kernel.lines),
+            ))  # fmt: skip
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+        lines = [_aligned(row, widths) for row in rows]
+        if most is not None and len(ordered) > most:
+            rest = sum(kernel.seconds for kernel in ordered[most:])
+            lines.append(f"and {len(ordered) - most} more kernels in {format_seconds(rest)}")
+        return "\n".join([*lines, "", self.summary()])
+
+    def summary(self) -> str:
+        """The whole run in a few lines."""
+        flops, moved = sum(k.flops for k in self.kernels), sum(k.bytes for k in self.kernels)
+        limit = sum(kernel.limit for kernel in self.kernels)
+        busy = sum(kernel.worker_seconds for kernel in self.kernels)
+        workers = self.peaks.threads
+        return "\n".join([
+            f"a run takes {format_seconds(self.seconds)}; its {len(self.kernels)} kernels add up to "
+            f"{format_seconds(self.kernel_seconds)} ({self.kernel_seconds / max(self.seconds, 1e-30):.1%})",
+            f"{flops:,} operations and {moved:,} bytes: the measured peaks ({self.peaks.flops / 1e9:.0f} GFLOP/s, "
+            f"{self.peaks.bandwidth[-1][1] / 1e9:.0f} GB/s from memory, {workers} threads) allow "
+            f"{format_seconds(limit)}, {limit / max(self.seconds, 1e-30):.0%} of it",
+            f"threads work {busy / max(self.kernel_seconds * workers, 1e-30):.0%} of the time; "
+            f"arguments {self.arguments / 1e6:.1f} MB, intermediates up to {max(self.arena, default=0) / 1e6:.1f} MB",
+        ])
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def save_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write one run as a trace of threads, and the memory of its intermediates, for Perfetto or chrome://tracing.
+
+        The format is Chrome's trace events, as JSON.
+        """
+        Path(path).write_text(json.dumps({"traceEvents": self._trace_events(), "displayTimeUnit": "ns"}))
+
+    def _trace_events(self) -> list[dict[str, Any]]:
+        start = self.run.stamps[0]
+        events: list[dict[str, Any]] = [
+            {"ph": "M", "name": "thread_name", "pid": 1, "tid": worker, "args": {"name": f"worker {worker}"}}
+            for worker in sorted({event.worker for event in self.run.events})
+        ]
+        events.append({"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "kaun"}})
+        for event in sorted(self.run.events, key=lambda event: (event.begin, event.worker)):
+            kernel = self.kernels[event.call]
+            events.append({
+                "ph": "X", "pid": 1, "tid": event.worker, "ts": (event.begin - start) / 1e3,
+                "dur": (event.end - event.begin) / 1e3, "cat": kernel.bound, "name": f"{kernel.number} {kernel.name}",
+                "args": {
+                    "stores": ", ".join(kernel.stores), "layers": ", ".join(kernel.layers),
+                    "lines": ", ".join(kernel.lines), "flops": kernel.flops, "bytes": kernel.bytes,
+                    "of limit": round(kernel.of_limit, 3),
+                },
+            })  # fmt: skip
+        for launch, stamp in enumerate(self.run.stamps[:-1]):
+            events.append({
+                "ph": "C", "pid": 1, "ts": (stamp - start) / 1e3, "name": "intermediates alive",
+                "args": {"bytes": self.arena[launch]},
+            })  # fmt: skip
+        return events
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the roofline to a PNG: operations a second over operations a byte, a dot for each kernel.
+
+        Williams, Waterman and Patterson, Roofline: an insightful visual performance model (2009). ValueError, naming
+        the extra to install, if matplotlib is missing.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ValueError(
+                "profile.plot: matplotlib is not installed; install it with pip install 'kaun[plot]'"
+            ) from error
+        figure = Figure(figsize=(12, 6), layout="constrained")
+        axes, names = figure.subplots(1, 2, width_ratios=(5, 3))
+        least = _LEAST_SHARE * self.kernel_seconds
+        shown = [k for k in self.kernels if k.flops and k.bytes and k.seconds >= max(least, 1e-12)]
+        intensities = [kernel.flops / kernel.bytes for kernel in shown]
+        low, high = min([*intensities, 0.1]) / 2, max([*intensities, 100.0]) * 2
+        self._draw_peaks(axes, low, high)
+        most = max((kernel.seconds for kernel in shown), default=1.0)
+        for bound, colour in (("compute", "#3f74b8"), ("memory", "#c4702b")):
+            chosen = [kernel for kernel in shown if kernel.bound == bound]
+            axes.scatter(
+                [k.flops / k.bytes for k in chosen], [k.flops / k.seconds / 1e9 for k in chosen],
+                s=[10 + 300 * k.seconds / most for k in chosen], color=colour, alpha=0.5, label=f"bound by {bound}",
+            )  # fmt: skip
+        longest = sorted(shown, key=lambda kernel: -kernel.seconds)[:_NAMED]
+        for kernel in longest:
+            place = (kernel.flops / kernel.bytes, kernel.flops / kernel.seconds / 1e9)
+            axes.annotate(str(kernel.number), place, ha="center", va="center", fontsize=7)
+        axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, loc="lower right", markerscale=0.5)
+        lines = [f"{k.number:>4}  {format_seconds(k.seconds):>8}  {k.of_limit:4.0%}  {k.name[:44]}" for k in longest]
+        text = "\n".join([f"{format_seconds(self.seconds)} a run, {len(self.kernels)} kernels", "", *lines])
+        names.axis("off")
+        names.text(0, 1, text, va="top", family="monospace", fontsize=7.5, transform=names.transAxes)
+        figure.savefig(os.fspath(path), dpi=130)
+
+    def _draw_peaks(self, axes: Any, low: float, high: float) -> None:
+        """The roofs: the multiply-add peak, and each level of memory where it is lower."""
+        levels = list(zip(self.peaks.bandwidth, _level_names(len(self.peaks.bandwidth)), strict=True))
+        for number, ((_, rate), name) in enumerate(levels):
+            points = [low, min(self.peaks.flops / rate, high), high]
+            axes.plot(points, [min(x * rate, self.peaks.flops) / 1e9 for x in points], color="#9aa5ad", linewidth=1)
+            start = low * 1.3 * 2**number
+            place = (start, start * rate / 1e9)
+            axes.annotate(
+                f"{name} {rate / 1e9:.0f} GB/s", place, xytext=(0, 5), textcoords="offset points", fontsize=8,
+                color="#69747c", ha="left", va="bottom",
+            )  # fmt: skip
+        peak = self.peaks.flops / 1e9
+        axes.text(high / 1.2, peak * 1.1, f"{peak:.0f} GFLOP/s", fontsize=8, ha="right", color="#69747c")
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Numbers to the right, words to the left."""
+    cells = zip(row, widths, strict=True)
+    return "  ".join(f"{cell:>{w}}" if i < _NUMBERS else f"{cell:<{w}}" for i, (cell, w) in enumerate(cells)).rstrip()
+
+
+def _level_names(count: int) -> list[str]:
+    return [*(f"L{level}" for level in range(2, count + 1)), "memory"]
+
+
+def _few(items: Sequence[str]) -> str:
+    return ", ".join(items[:2]) + (f" and {len(items) - 2} more" if len(items) > 2 else "") if items else "-"
+
+
+def _rate(count: int, seconds: float) -> str:
+    rate = count / seconds / 1e9 if seconds else 0.0
+    return f"{rate:.1f}" if rate < 100 else f"{rate:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people: "12.3 us", "4.56 ms", "1.23 s"."""
+    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms")):
+        if seconds < limit:
+            return f"{seconds * scale:.3g} {unit}" if seconds * scale >= 1 else f"{seconds * scale:.2f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def profile(
+    compiled: CompiledProgram, compilation: Compilation, inputs: Sequence[Storage], *, seconds: float = 1.0
+) -> Profile:
+    """Profile a program, which `compilation` is the way to, on copies of these inputs, for about `seconds` of runs.
+
+    Outputs that may take the memory of an input do, as in a training loop: each run goes on from the state the last one
+    left. Raises ValueError for a program without kernels, and for one that another version of the compiler made.
+    """
+    program = compiled.executable.program
+    if not program.calls:
+        raise ValueError("profiling.profile: the program has no kernels: its outputs are its inputs")
+    if program.bundles != compilation.program.bundles:
+        raise ValueError(
+            "profiling.profile: another version of the compiler made this program, and its kernels are not what this "
+            "one would make; load it with recompile=True"
+        )
+    owned = [_copy(storage) for storage in inputs]
+    outputs = [
+        Storage(result) if donor is None else owned[donor]
+        for result, donor in zip(compiled.outputs, compiled.donors, strict=True)
+    ]
+    arguments = [storage.address for storage in [*owned, *outputs]]
+    record = compiled.executable.record(arguments)
+    tracer = _tracer(compiled)
+
+    def plain() -> float:
+        started = time.perf_counter()
+        compiled.executable.start(record)
+        return time.perf_counter() - started
+
+    plain()
+    tracer.run(arguments)
+    whole: list[float] = []
+    runs: list[Run] = []
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(runs) < _LEAST_RUNS:
+        # One after the other, so that both see the machine in the same state.
+        plain()
+        whole.append(plain())
+        tracer.run(arguments)
+        runs.append(tracer.run(arguments))
+    peaks = _peaks(targets.host(), tracer.threads)
+    return Profile(
+        kernels=_kernels(compilation, runs, peaks),
+        seconds=statistics.median(whole),
+        noted_seconds=statistics.median(_length(run) for run in runs),
+        arena=_alive(compilation),
+        arguments=sum(array.nbytes for array in (*program.inputs, *program.outputs)),
+        peaks=peaks,
+        run=sorted(runs, key=_length)[len(runs) // 2],
+    )
+
+
+def _copy(storage: Storage) -> Storage:
+    made = Storage(Result.of(storage.dtype, storage.shape, storage.nbytes))
+    made.view(storage.dtype.numpy, storage.shape)[...] = storage.array
+    return made
+
+
+def _tracer(compiled: CompiledProgram) -> Tracer:
+    from kaun.compiler.codegen import traced_entry
+
+    program, target = compiled.executable.program, targets.host()
+
+    def emit(name: str, clock: int) -> str:
+        return traced_entry.emit_traced_entry(program, name, vector_target(target), clock)
+
+    words = traced_entry.worker_words(program)
+    layout = Layout(words, traced_entry.EVENT_WORDS, traced_entry.scratch_stride(program))
+
+    return Tracer(compiled.executable, target, emit, layout)
+
+
+@functools.lru_cache(maxsize=4)
+def _peaks(target: targets.Target, threads: int) -> Peaks:
+    """Measured once in a process: `threads` tells apart what `set_num_threads` changes."""
+    return measure_peaks(target, seconds=_PEAK_SECONDS)
+
+
+def _length(run: Run) -> float:
+    return (run.stamps[-1] - run.stamps[0]) * 1e-9
+
+
+def _kernels(compilation: Compilation, runs: list[Run], peaks: Peaks) -> tuple[KernelProfile, ...]:
+    program = compilation.program
+    launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
+    shares: list[list[float]] = [[] for _ in launches]
+    works: list[list[float]] = [[] for _ in launches]
+    for run in runs:
+        work: defaultdict[int, int] = defaultdict(int)
+        for event in run.events:
+            work[event.call] += event.end - event.begin
+        together: defaultdict[int, int] = defaultdict(int)
+        for call, launch in enumerate(launches):
+            together[launch] += work[call]
+        for call, launch in enumerate(launches):
+            length = run.stamps[launch + 1] - run.stamps[launch]
+            shares[call].append(1e-9 * length * work[call] / max(1, together[launch]))
+            works[call].append(1e-9 * work[call])
+    return tuple(
+        _kernel(
+            number, launch, scheduled, call.chunks, statistics.median(share), statistics.median(work), peaks,
+            compilation.target,
+        )
+        for number, (launch, scheduled, call, share, work) in enumerate(
+            zip(launches, compilation.kernels, program.calls, shares, works, strict=True)
+        )
+    )
+
+
+def _kernel(
+    number: int, launch: int, scheduled: ScheduledKernel, chunks: int, seconds: float, work: float, peaks: Peaks,
+    target: VectorTarget,
+) -> KernelProfile:  # fmt: skip
+    from kaun.compiler.codegen.kernels import saved_multiply_adds
+    from kaun.compiler.schedule.naming import describe
+    from kaun.compiler.schedule.traffic import traffic_bytes
+
+    flops = sum(node.op.flops(node) for node in scheduled.nodes) - 2 * saved_multiply_adds(scheduled.kernel, target)
+    moved = traffic_bytes(scheduled.reads, scheduled.outputs, scheduled.nodes)
+    computing, moving = flops / peaks.flops, moved / bandwidth_of(peaks.bandwidth, moved)
+    sources = [node.source for node in scheduled.nodes if node.source.file]
+    lines = dict.fromkeys(f"{os.path.basename(source.file)}:{source.line}" for source in sources)
+    return KernelProfile(
+        number=number,
+        launch=launch,
+        name=describe(scheduled),
+        stores=tuple(f"{n.op.name} {n.dtype}{list(n.shape)}" for n in scheduled.outputs),
+        seconds=seconds,
+        worker_seconds=work,
+        flops=flops,
+        bytes=moved,
+        chunks=chunks,
+        limit=max(computing, moving),
+        bound="compute" if computing > moving else "memory",
+        layers=tuple(sorted({source.path for source in sources if source.path})),
+        lines=tuple(lines),
+    )
+
+
+def _alive(compilation: Compilation) -> tuple[int, ...]:
+    """The most bytes of intermediates alive during each launch; see `Compilation.lifetimes` for what its steps are."""
+    launch_of = []
+    for launch, bundle in enumerate(compilation.program.bundles):
+        alone = len(bundle) == 1
+        launch_of += [launch] * (len(bundle[0].calls) + 1 if alone else 1)
+    changes = [0] * (len(launch_of) + 1)
+    for life in compilation.lifetimes.values():
+        changes[life.first] += life.nbytes
+        changes[life.last + 1] -= life.nbytes
+    alive = [0] * len(compilation.program.bundles)
+    total = 0
+    for launch, change in zip(launch_of, changes, strict=False):
+        total += change
+        alive[launch] = max(alive[launch], total)
+    return tuple(alive)

@@ -1,0 +1,217 @@
+"""The viewer ties every stage together, opens from disk, and other programs can read its graphs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import networkx
+import pytest
+from browser import chromium, opened
+from kaun.tools import command, viz
+from kaun.tools.viz.formats import FORMATS, as_networkx
+from kaun.tools.viz.page import page
+
+import kaun as kn
+from kaun import layer, loss, train
+from kaun.debug.native import host_compilation
+
+STAGES = ("traced", "differentiated", "simplified")
+
+
+def step_graph() -> Any:
+    model = layer.sequential([
+        layer.conv2d(in_channels=1, out_channels=4), layer.relu(), layer.flatten(),
+        layer.linear(in_features=4 * 64, out_features=10),
+    ])  # fmt: skip
+    trainer = train.make(model=model, optimizer=kn.optim.adamw(lr=1e-3))
+    step = train.compile(trainer, x=kn.spec((8, 1, 8, 8)), y=kn.spec((8,), kn.int64), loss=loss.cross_entropy_sparse)
+    return step.functions["step"].graph
+
+
+@pytest.fixture(scope="module")
+def graph() -> Any:
+    return step_graph()
+
+
+@pytest.fixture(scope="module")
+def model(graph):
+    return viz.model_of(graph, "digits", times=False)
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def html(model, tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    file.write_text(page(model), encoding="utf-8")
+    return file.as_uri()
+
+
+@pytest.fixture
+def browser(program, html) -> Iterator[Any]:
+    with opened(program, html) as tab:
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        yield tab
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_those_of_the_stages_and_name_their_inputs(graph, model):
+    compilation, strings = host_compilation(graph), model.data["strings"]
+    for stage in model.data["stages"]:
+        nodes = getattr(compilation, stage["name"]).nodes
+        assert [strings[row[0]] for row in stage["nodes"] if row[6]] == [n.op.name for n in nodes if n.inputs]
+        assert all(max(row[6], default=-1) < number for number, row in enumerate(stage["nodes"]))
+
+
+def test_every_node_but_constants_has_a_counterpart_in_the_stage_before(model):
+    strings = model.data["strings"]
+    for before, stage in zip(model.data["stages"], model.data["stages"][1:], strict=False):
+        assert all(number < len(before["nodes"]) for links in stage["links"] for number in links)
+        if stage["name"] == "simplified":
+            lost = [row for row, links in zip(stage["nodes"], stage["links"], strict=True) if not links and row[6]]
+            assert not lost, [strings[row[0]] for row in lost]
+
+
+def test_every_computed_node_has_a_kernel_and_every_kernel_its_texts(graph, model):
+    data = model.data
+    program = host_compilation(graph).program
+    assert len(data["kernels"]) == len(program.calls) and len(data["modules"]) == len(program.kernels)
+    computing = {n for kernel in data["kernels"] for n in kernel["nodes"]}
+    nodes = host_compilation(graph).simplified.nodes
+    assert {n for n, node in enumerate(nodes) if node.op.kind == "contract"} <= computing
+    for module in data["modules"]:
+        assert module["loop"].startswith("kernel(") and "define" in module["llvm"] and "ret" in module["assembly"]
+
+
+def test_the_optimizer_s_nodes_belong_to_the_layer_they_update(model):
+    strings, simplified = model.data["strings"], model.data["stages"][-1]
+    rows = [[strings[row[i]] for i in (1, 2, 3)] for row in simplified["nodes"]]
+    updates = [path for kind, path, phase in rows if phase == "update" and "[10]" in kind]
+    assert updates and set(updates) == {"3"}
+
+
+def test_measured_kernels_have_times(graph):
+    measured = viz.model_of(graph, "digits")
+    assert measured.data["measured"] and all(kernel["seconds"] >= 0 for kernel in measured.data["kernels"])
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_from_elsewhere(model):
+    text = page(model)
+    assert "$DATA" not in text and "<script src" not in text and "<link" not in text
+    assert page(model) == text
+
+
+def picked(browser: Any, pane: str) -> list[str]:
+    return browser.eval_on_selector_all(f"#{pane} .row.picked", "rows => rows.map((row) => row.textContent)")
+
+
+def test_a_click_on_a_layer_leads_to_its_kernels_their_code_and_back(browser, model):
+    browser.click("#layers [data-path='3'] .label")
+    rows = picked(browser, "kernels")
+    assert rows and any("dot" in row for row in rows)
+    texts = browser.evaluate("Object.values(viewer.code).map((pane) => pane.lines.join('\\n'))")
+    shown = model.data["modules"][model.data["kernels"][browser.evaluate("viewer.selection.first")]["module"]]
+    assert texts == [shown["loop"], shown["llvm"], shown["assembly"]]
+    browser.click("#kernels .row.first")
+    assert "3" in [row[0] for row in picked(browser, "layers")]
+    assert "kernel" in browser.inner_text("#selection b")
+
+
+def test_lines_of_code_and_of_source_select_what_they_are_of(browser):
+    browser.click("#layers [data-path='0'] .label")
+    first = browser.evaluate("viewer.selection.first")
+    browser.evaluate("viewer.code.llvm.element.querySelectorAll('.line')[3].click()")
+    assert browser.evaluate("[...viewer.selection.kernels]") == [first]
+    line = browser.evaluate("[...viewer.selection.lines.values()].flatMap((set) => [...set])[0]")
+    browser.evaluate(f"viewer.select(Selection.ofLine(viewer.model, viewer.shownFile, {line}))")
+    assert browser.evaluate("viewer.selection.kernels.size") >= 1
+
+
+def test_layers_open_and_close_in_the_graph(browser):
+    browser.evaluate("viewer.handlers.clear()")
+    boxes = "[...viewer.graphs.values()][0].boxes.size"
+    before = browser.evaluate(boxes)
+    browser.evaluate("[...viewer.graphs.values()][0].openAll()")
+    browser.wait_for_function(f"{boxes} > {before}")
+    view = "[...viewer.graphs.values()][0]"
+    assert browser.evaluate(f"[...{view}.boxes.keys()].filter((id) => id[0] === 'n').length") == browser.evaluate(
+        f"{view}.groupOf.size"
+    )
+    browser.evaluate("[...viewer.graphs.values()][0].closeAll()")
+    browser.wait_for_function(f"{boxes} === {before}")
+
+
+def test_a_search_finds_layers_ops_parameters_and_kernels(browser):
+    browser.fill("#query", "weight")
+    assert any("params" in text for text in browser.locator("#found li").all_inner_texts())
+    browser.fill("#query", "dot_general")
+    browser.press("#query", "Enter")
+    assert "every dot_general" in browser.inner_text("#selection b")
+    browser.fill("#query", "no such thing")
+    assert browser.inner_text("#found") == "nothing found"
+    browser.fill("#query", "")
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(program, tmp_path):
+    compiled = kn.compile(lambda tree: tree["<b>&\"'</script>"] + 1.0, {"<b>&\"'</script>": kn.spec((2,))})
+    made = viz.model_of(compiled.functions["call"].graph, "<i>title</i>", times=False)
+    (tmp_path / "page.html").write_text(page(made), encoding="utf-8")
+    with opened(program, (tmp_path / "page.html").as_uri()) as tab:
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        assert tab.inner_text("#title") == "<i>title</i>"
+        assert "<b>&\"'<.script>" in tab.evaluate("viewer.model.last.nodes[0].note")
+
+
+# --- graphs for other programs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_graphs_keep_nodes_edges_and_where_they_come_from(graph, stage):
+    nodes = getattr(host_compilation(graph), stage)
+    made = as_networkx(nodes)
+    assert made.number_of_nodes() == len(nodes.nodes)
+    given = set(nodes.inputs)
+    assert made.number_of_edges() == sum(len(node.inputs) for node in nodes.nodes if node not in given)
+    assert networkx.is_directed_acyclic_graph(made)
+    read = networkx.parse_graphml(FORMATS["graphml"](made), node_type=int)
+    assert dict(read.nodes(data=True)) == dict(made.nodes(data=True))
+    again = networkx.node_link_graph(json.loads(FORMATS["json"](made)), edges="edges")
+    assert list(again.edges(data=True)) == list(made.edges(data=True))
+    drawing = ElementTree.parse(io.StringIO(FORMATS["svg"](made)))
+    assert len(drawing.findall(".//{http://www.w3.org/2000/svg}rect")) == made.number_of_nodes()
+    assert FORMATS["dot"](made).count(" -> ") == made.number_of_edges()
+
+
+def test_an_empty_looking_graph_is_drawn_too():
+    x = kn.compile(lambda x: x, kn.spec((2,)))
+    compilation = host_compilation(x.functions["call"].graph)
+    for write in FORMATS.values():
+        assert write(as_networkx(compilation.simplified))
+
+
+def test_the_tool_writes_the_file_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(
+        "import kaun as kn\ndef product():\n    return kn.compile(lambda x: x + 1.0, kn.spec((4, 8)))\n"
+    )
+    assert command.main(["viz", "model.py:product", "--no-times"]) == 0
+    assert capsys.readouterr().out.strip() == "model-product.html"
+    assert Path("model-product.html").read_text().startswith("<!doctype html>")
+    assert command.main(["viz", "model.py:product", "--format", "dot", "--out", "graph.dot"]) == 0
+    assert Path("graph.dot").read_text().startswith("digraph {")
+    assert command.main(["viz", "model.py:product", "--no-times", "--out", "no/where.html"]) == 1
+    assert "no/where.html" in capsys.readouterr().err

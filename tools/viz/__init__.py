@@ -1,0 +1,76 @@
+"""`kaun viz`: every stage of a compiled function in one page, or one graph in a form that other tools read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from kaun.compiler.ir import Graph
+from kaun.runtime import engine
+from kaun.runtime import target as targets
+from kaun.runtime.profile import time_calls
+from kaun.tools import subject
+from kaun.tools.viz.formats import FORMATS, as_networkx
+from kaun.tools.viz.model import GRAPH_STAGES, Model, make_model
+from kaun.tools.viz.page import page
+
+from kaun import execution
+from kaun.debug.native import host_compilation
+
+# Each kernel is repeated for so long.
+_SECONDS = 0.004
+
+
+def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
+    """Write the page or the graph to a file. The exit status is 1 if it could not be written."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Show a compiled function: its graphs, kernels, loop IR, LLVM IR, assembly and source.",
+        epilog="Example: kaun viz examples/digits_cnn.py:compiled --open",
+    )
+    parser.add_argument("target", metavar="TARGET", help=subject.HELP)
+    parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")
+    parser.add_argument("--out", metavar="FILE", help="default: the target's name with the format's ending")
+    parser.add_argument(
+        "--format", choices=("html", *FORMATS), default="html", help="a page (default), or a graph for other programs"
+    )
+    parser.add_argument("--stage", choices=GRAPH_STAGES, default="simplified", help="which graph, unless it is a page")
+    parser.add_argument("--no-times", action="store_true", help="do not run the kernels to time them for the page")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    given = parser.parse_args(arguments)
+    name = given.target.rpartition("/")[2]
+    try:
+        found = subject.find(given.target, given.part)
+    except subject.SubjectError as error:
+        parser.error(str(error))
+    if given.format == "html":
+        text = page(model_of(found.graph, name, times=not given.no_times))
+    else:
+        text = FORMATS[given.format](as_networkx(getattr(host_compilation(found.graph), given.stage)))
+    path = Path(given.out or name.replace(".py", "").replace(":", "-").replace(".", "-") + f".{given.format}")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        print(f"{prog}: cannot write {path}: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    if given.open:
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def model_of(graph: Graph, title: str, *, times: bool = True) -> Model:
+    """The viewer's model of a graph compiled for this machine; with `times`, each kernel is run and timed."""
+    target = targets.host()
+    compilation = host_compilation(graph)
+    seconds = None
+    if times:
+        inputs = [execution.Storage.of(array) for array in subject.example_inputs(graph)]
+        addresses = [storage.address for storage in inputs]
+        seconds = time_calls(execution.compiled(graph).executable, addresses, seconds=_SECONDS)
+    program = compilation.program
+    summary = f"{len(program.calls)} kernels in {len(program.bundles)} launches for {target.name}"
+    return make_model(title, compilation, lambda llvm: engine.assembly(llvm, target), seconds, summary)

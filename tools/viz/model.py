@@ -1,0 +1,255 @@
+"""What the viewer shows, as plain data: the graphs, kernels, texts and source lines of a compilation, and their ties.
+
+Numbers tie things together. A node is its position in its stage's list, a kernel that in the order of the calls, a
+module (a kernel's loop IR, LLVM IR and assembly, which equal kernels share) that in the program's table. Each stage's
+nodes name their counterparts in the stage before, kernels the nodes they compute, nodes the line of the user's file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kaun.compiler.ir import Graph, Node
+from kaun.compiler.ir.text import format_type, format_value, print_graph
+from kaun.compiler.pipeline import Compilation
+from kaun.compiler.schedule.naming import describe
+from kaun.compiler.schedule.traffic import traffic_bytes
+
+GRAPH_STAGES = ("traced", "differentiated", "simplified")
+
+# Of a user's file, what is shown: a longer one is cut around the lines that nodes come from.
+_MOST_SOURCE_LINES = 4000
+_AROUND = 20
+# A node that passes made of many has some of them as counterparts.
+_MOST_COUNTERPARTS = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """A compilation as the viewer takes it; `data` is what JSON can hold."""
+
+    title: str
+    data: dict[str, Any]
+
+
+def make_model(
+    title: str,
+    compilation: Compilation,
+    assembly: Callable[[str], str],
+    seconds: Sequence[float] | None = None,
+    subtitle: str = "",
+) -> Model:
+    """The model of a compilation.
+
+    assembly: of a module's LLVM IR text. seconds: what each kernel call takes, in order, if that was measured.
+    """
+    graphs = {name: getattr(compilation, name) for name in GRAPH_STAGES}
+    strings = _Strings()
+    stages = []
+    before: Graph | None = None
+    for name, graph in graphs.items():
+        stages.append(_stage(name, graph, before, strings))
+        before = graph
+    modules, kernels = _kernels(compilation, graphs["simplified"], assembly, seconds)
+    data = {
+        "title": title,
+        "subtitle": subtitle,
+        "stages": stages,
+        "strings": strings.table,
+        "modules": modules,
+        "kernels": kernels,
+        "entry": compilation.program.entry.emit("entry"),
+        "fused": compilation.stage("fused"),
+        "memory": _memory(compilation),
+        "sources": _sources(strings),
+        "measured": seconds is not None,
+    }
+    return Model(title, data)
+
+
+class _Strings:
+    """Strings that many nodes share, each once; a place among them stands for one."""
+
+    def __init__(self) -> None:
+        self.table: list[str] = []
+        self._places: dict[str, int] = {}
+        self.lines: defaultdict[str, set[int]] = defaultdict(set)
+
+    def place(self, text: str) -> int:
+        found = self._places.get(text)
+        if found is None:
+            found = self._places[text] = len(self.table)
+            self.table.append(text)
+        return found
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def _stage(name: str, graph: Graph, before: Graph | None, strings: _Strings) -> dict[str, Any]:
+    numbers = {node: number for number, node in enumerate(graph.nodes)}
+    given = _named_inputs(graph)
+    paths = _paths(graph)
+    nodes = []
+    for node in graph.nodes:
+        inputs = [] if node in given else [numbers[child] for child in node.inputs]
+        source = node.source
+        if source.file:
+            strings.lines[source.file].add(source.line)
+        nodes.append([
+            strings.place("input" if node in given else node.op.name),
+            strings.place(format_type(node)),
+            strings.place(paths[node]),
+            strings.place("input" if node in given else source.phase),
+            strings.place(source.file),
+            source.line,
+            inputs,
+            strings.place(given[node] if node in given else _attributes(node)),
+            node.nbytes,
+        ])
+    links = [] if before is None else _links(graph, before, paths, _paths(before)) 
+    outputs = [numbers[node] for node in graph.outputs]
+    return {"name": name, "nodes": nodes, "links": links, "outputs": outputs, "text": print_graph(graph)}
+
+
+def _attributes(node: Node) -> str:
+    shown = {name: value for name, value in node.attributes.items() if name not in ("dtype", "shape", "identity")}
+    return ", ".join(f"{name}={format_value(value)}" for name, value in shown.items())
+
+
+def _common(paths: Iterable[str]) -> str:
+    """The longest path that all of these begin with, by whole parts; "" for none."""
+    rows = [path.split(".") if path else [] for path in paths]
+    shared = []
+    for parts in zip(*rows, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def _named_inputs(graph: Graph) -> dict[Node, str]:
+    names = (name.replace("/", ".") for name in graph.input_names or ("",) * len(graph.inputs))
+    return dict(zip(graph.inputs, names, strict=True))
+
+
+def _paths(graph: Graph) -> dict[Node, str]:
+    """The layer of each node.
+
+    An input has the one that all forward nodes reading it are in. A node of no layer, as the optimizer's are, has that
+    of the only one whose parameters it depends on, or else that of the only one it serves.
+    """
+    given = set(graph.inputs)
+    paths: dict[Node, str] = {}
+    for node in graph.nodes:
+        if node in given:
+            paths[node] = _common(u.source.path for u in graph.users[node] if u.source.phase == "forward")
+        else:
+            paths[node] = node.source.path
+        if not paths[node] and node.source.phase == "update" and node not in given:
+            known = {paths[child] for child in node.inputs if paths[child]}
+            paths[node] = known.pop() if len(known) == 1 else ""
+    for node in reversed(graph.nodes):
+        if not paths[node] and (node in given or node.source.phase == "update"):
+            known = {paths[user] for user in graph.users[node]}
+            paths[node] = known.pop() if len(known) == 1 else ""
+    return paths
+
+
+def _links(graph: Graph, before: Graph, paths: dict[Node, str], paths_before: dict[Node, str]) -> list[list[int]]:
+    """For each node its counterparts in the stage before: itself, or what is most like it on its line of its layer."""
+    numbers = {node: number for number, node in enumerate(before.nodes)}
+    alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for node, number in numbers.items():
+        for key in _likeness(node, paths_before[node]):
+            alike[key].append(number)
+    found = []
+    for node in graph.nodes:
+        if node in numbers:
+            found.append([numbers[node]])
+        else:
+            nearest = next((alike[key] for key in _likeness(node, paths[node]) if key in alike), [])
+            found.append(nearest[:_MOST_COUNTERPARTS])
+    return found
+
+
+def _likeness(node: Node, path: str) -> list[tuple[Any, ...]]:
+    """What counterparts have in common, the strictest first; nothing for what comes from no line."""
+    if not node.source.file:
+        return []
+    place = (node.source, path)
+    return [(*place, node.op, node.dtype, node.shape), (*place, node.op), (*place, node.dtype, node.shape), place]
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _kernels(
+    compilation: Compilation, simplified: Graph, assembly: Callable[[str], str], seconds: Sequence[float] | None
+) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    program = compilation.program
+    modules = []
+    for number, module in enumerate(program.kernels):
+        llvm = module.emit(f"kernel_{number}")
+        modules.append({"loop": module.text, "llvm": _tidy(llvm), "assembly": assembly(llvm)})
+    numbers = {node: number for number, node in enumerate(simplified.nodes)}
+    launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
+    rows = zip(compilation.kernels, program.calls, launches, strict=True)
+    kernels = []
+    for number, (scheduled, call, launch) in enumerate(rows):
+        computed = scheduled.nodes
+        kernels.append({
+            "module": call.kernel,
+            "launch": launch,
+            "chunks": call.chunks,
+            "nodes": sorted({numbers[node] for node in computed if node in numbers}),
+            "stores": [f"{node.op.name} {format_type(node)}" for node in scheduled.outputs],
+            "name": describe(scheduled),
+            "flops": sum(node.op.flops(node) for node in computed),
+            "bytes": traffic_bytes(scheduled.reads, scheduled.outputs, computed),
+            "seconds": None if seconds is None else seconds[number],
+            "apart": sorted(set(scheduled.apart.values())),
+        })
+    return modules, kernels
+
+
+def _tidy(llvm: str) -> str:
+    """LLVM IR without the lines that say nothing: of the module's name and of the empty target."""
+    return re.sub(r"^(; ModuleID.*|source_filename.*|target (triple|datalayout) = .*)\n", "", llvm, flags=re.MULTILINE)
+
+
+def _memory(compilation: Compilation) -> list[int]:
+    """Bytes of the arena that are alive in each step of the program; see `Compilation.lifetimes`."""
+    lives = list(compilation.lifetimes.values())
+    changes = [0] * (2 + max((life.last for life in lives), default=-1))
+    for life in lives:
+        changes[life.first] += life.nbytes
+        changes[life.last + 1] -= life.nbytes
+    alive, total = [], 0
+    for change in changes[:-1]:
+        total += change
+        alive.append(total)
+    return alive
+
+
+# --- the user's files ------------------------------------------------------------------------------------------------
+
+
+def _sources(strings: _Strings) -> list[dict[str, Any]]:
+    """The files that nodes come from, with their lines; [] for one that is not there to be read."""
+    files = []
+    for file, used in sorted(strings.lines.items(), key=lambda item: -len(item[1])):
+        try:
+            lines = Path(file).read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            lines = []
+        if len(lines) > _MOST_SOURCE_LINES:
+            first, last = max(0, min(used) - _AROUND), max(used) + _AROUND
+            lines = [line if first <= number < last else "" for number, line in enumerate(lines[:last], 1)]
+        files.append({"file": strings.place(file), "lines": lines, "used": sorted(used)})
+    return files

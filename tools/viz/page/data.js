@@ -1,0 +1,153 @@
+// The model: the data of the page with what is looked up in it, and nothing of how it is shown.
+
+async function unpacked(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
+const PHASES = ["forward", "backward", "update"];
+
+class Stage {
+  // nodes: {number, op, type, path, phase, file, line, inputs, users, note, bytes}
+  constructor(data, strings) {
+    this.name = data.name;
+    this.text = data.text;
+    this.outputs = new Set(data.outputs);
+    this.nodes = data.nodes.map(([op, type, path, phase, file, line, inputs, note, bytes], number) => ({
+      number, op: strings[op], type: strings[type], path: strings[path], phase: strings[phase], file: strings[file],
+      line, inputs, users: [], note: strings[note], bytes, weight: 0,
+    }));
+    for (const node of this.nodes) for (const input of node.inputs) this.nodes[input].users.push(node.number);
+    // An input belongs to the phase that reads it first.
+    for (const node of this.nodes) {
+      node.isInput = node.phase === "input";
+      if (node.isInput) node.phase = node.users.length ? this.nodes[Math.min(...node.users)].phase : "forward";
+      node.isConstant = !node.isInput && node.inputs.length === 0;
+    }
+    this.links = data.links;
+    this.after = this.nodes.map(() => []); // counterparts in the next stage
+    this.inputCount = this.nodes.filter((node) => node.isInput).length;
+  }
+
+  // Which line of the stage's text a node is on, and the other way round: the first line names all inputs.
+  lineOf(number) {
+    return number < this.inputCount ? 0 : number - this.inputCount + 1;
+  }
+
+  nodesOfLine(line) {
+    if (line === 0) return this.nodes.filter((node) => node.isInput).map((node) => node.number);
+    const number = line - 1 + this.inputCount;
+    return number < this.nodes.length ? [number] : [...this.outputs];
+  }
+}
+
+class Model {
+  constructor(data) {
+    Object.assign(this, { title: data.title, subtitle: data.subtitle, modules: data.modules, measured: data.measured });
+    this.stages = data.stages.map((stage) => new Stage(stage, data.strings));
+    for (let k = 1; k < this.stages.length; k++) {
+      this.stages[k].links.forEach((before, number) => {
+        for (const other of before) this.stages[k - 1].after[other].push(number);
+      });
+    }
+    this.kernels = data.kernels.map((kernel, number) => ({ number, ...kernel }));
+    this.sources = data.sources.map((source) => ({ ...source, file: data.strings[source.file] }));
+    this.memory = data.memory;
+    this.texts = { fused: data.fused, entry: data.entry };
+    this.weigh();
+  }
+
+  get last() {
+    return this.stages[this.stages.length - 1];
+  }
+
+  // What a kernel costs: its time if that was measured, else what it computes and moves, a byte like 4 operations.
+  cost(kernel) {
+    return this.measured ? kernel.seconds : kernel.flops + 4 * kernel.bytes;
+  }
+
+  // Spread each kernel's cost over its nodes, by their size, and give it to the layers.
+  weigh() {
+    const last = this.last;
+    this.kernelsOf = last.nodes.map(() => []);
+    this.total = 0;
+    for (const kernel of this.kernels) {
+      const cost = this.cost(kernel);
+      this.total += cost;
+      const working = kernel.nodes.filter((number) => !last.nodes[number].isConstant && !last.nodes[number].isInput);
+      const sizes = working.map((number) => last.nodes[number].bytes + 1);
+      const sum = sizes.reduce((a, b) => a + b, 0);
+      working.forEach((number, i) => (last.nodes[number].weight += (cost * sizes[i]) / sum));
+      for (const number of kernel.nodes) this.kernelsOf[number].push(kernel.number);
+    }
+    for (let k = this.stages.length - 1; k > 0; k--) {
+      for (const node of this.stages[k].nodes) {
+        const before = this.stages[k].links[node.number];
+        for (const number of before) this.stages[k - 1].nodes[number].weight += node.weight / before.length;
+      }
+    }
+    this.layers = layerTree(last.nodes, firstSeen(this.stages[0].nodes));
+  }
+
+  formatCost(cost) {
+    return this.measured ? formatSeconds(cost) : `${((100 * cost) / this.total || 0).toFixed(1)}%`;
+  }
+}
+
+// Where in the forward pass each layer is, by its path: the middle of its nodes' numbers.
+function firstSeen(nodes) {
+  const places = new Map();
+  for (const node of nodes) {
+    if (node.isConstant || node.isInput || node.phase !== "forward") continue;
+    const parts = node.path ? node.path.split(".") : [];
+    for (let depth = 1; depth <= parts.length; depth++) {
+      const path = parts.slice(0, depth).join(".");
+      const place = places.get(path) || { sum: 0, count: 0 };
+      places.set(path, { sum: place.sum + node.number, count: place.count + 1 });
+    }
+  }
+  return new Map([...places].map(([path, { sum, count }]) => [path, sum / count]));
+}
+
+// The layers by the parts of their paths, in the order of `seen`: {name, path, children, nodes, phases: cost of each}
+function layerTree(nodes, seen) {
+  const root = { name: "", path: "", children: new Map(), nodes: 0, phases: [0, 0, 0] };
+  for (const node of nodes) {
+    if (node.isConstant) continue;
+    let here = root;
+    const add = () => {
+      here.nodes += 1;
+      here.phases[PHASES.indexOf(node.phase)] += node.weight;
+    };
+    add();
+    for (const part of node.path ? node.path.split(".") : []) {
+      if (!here.children.has(part)) {
+        const path = here.path ? `${here.path}.${part}` : part;
+        here.children.set(part, { name: part, path, children: new Map(), nodes: 0, phases: [0, 0, 0] });
+      }
+      here = here.children.get(part);
+      add();
+    }
+  }
+  const place = (layer) => seen.get(layer.path) ?? Infinity;
+  const sort = (layer) => {
+    layer.children = new Map([...layer.children].sort((a, b) => place(a[1]) - place(b[1]) || 0));
+    layer.children.forEach(sort);
+  };
+  sort(root);
+  return root;
+}
+
+const inLayer = (node, path) => node.path === path || node.path.startsWith(`${path}.`);
+
+function formatSeconds(seconds) {
+  if (seconds >= 1) return `${seconds.toFixed(2)} s`;
+  if (seconds >= 1e-3) return `${(seconds * 1e3).toFixed(2)} ms`;
+  return `${(seconds * 1e6).toFixed(1)} µs`;
+}
+
+function formatCount(count) {
+  for (const [unit, size] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) if (count >= size) return `${(count / size).toFixed(1)}${unit}`;
+  return String(count);
+}

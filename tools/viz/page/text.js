@@ -1,0 +1,73 @@
+// Panes of text: only the lines in view are in the document, so that hundreds of thousands scroll smoothly.
+
+const LINE_HEIGHT = 16;
+
+class TextPane {
+  // onLine(number of the line, from 0) is called for a click.
+  constructor(parent, title, onLine) {
+    this.element = document.createElement("section");
+    this.element.className = "pane";
+    this.element.innerHTML = `<h2><span></span><small></small></h2><div class="body text"><div class="sizer"></div></div>`;
+    this.element.querySelector("span").textContent = title;
+    this.note = this.element.querySelector("small");
+    this.head = this.element.querySelector("h2");
+    this.body = this.element.querySelector(".body");
+    this.sizer = this.element.querySelector(".sizer");
+    this.lines = [];
+    this.picked = new Set();
+    this.marked = new Set();
+    this.first = 0;
+    this.body.addEventListener("scroll", () => this.draw());
+    new ResizeObserver(() => this.draw()).observe(this.body);
+    this.sizer.addEventListener("click", (event) => {
+      const line = event.target.closest(".line");
+      if (line && getSelection().isCollapsed) onLine(Number(line.dataset.line));
+    });
+    parent.append(this.element);
+  }
+
+  // A new text starts at line `begin`; lines picked are brought into view.
+  show(text, note = "", picked = new Set(), marked = new Set(), begin = 0) {
+    const lines = Array.isArray(text) ? text : text.split("\n");
+    const same = lines === this.lines || (lines.length === this.lines.length && lines.every((l, i) => l === this.lines[i]));
+    this.note.textContent = note;
+    this.note.title = note;
+    this.picked = picked;
+    this.marked = marked;
+    if (!same) {
+      this.lines = lines;
+      this.sizer.style.height = `${lines.length * LINE_HEIGHT}px`;
+      this.sizer.style.width = `${Math.min(4000, 70 + 7 * lines.reduce((most, line) => Math.max(most, line.length), 0))}px`;
+      this.body.scrollTop = begin * LINE_HEIGHT;
+      this.body.scrollLeft = 0;
+    }
+    // The first line of a graph's text names all its inputs: it is shown only if nothing else is picked.
+    const shown = picked.size > 1 ? [...picked].filter((line) => line > 0) : [...picked];
+    if (shown.length) this.reveal(Math.min(...shown));
+    this.draw();
+  }
+
+  reveal(line) {
+    const top = line * LINE_HEIGHT;
+    const { scrollTop, clientHeight } = this.body;
+    if (top < scrollTop || top + LINE_HEIGHT > scrollTop + clientHeight) this.body.scrollTop = Math.max(0, top - clientHeight / 3);
+  }
+
+  draw() {
+    const from = Math.max(0, Math.floor(this.body.scrollTop / LINE_HEIGHT) - 8);
+    const to = Math.min(this.lines.length, from + Math.ceil(this.body.clientHeight / LINE_HEIGHT) + 16);
+    const rows = [];
+    for (let i = from; i < to; i++) {
+      const row = document.createElement("div");
+      row.className = this.picked.has(i) ? "line picked" : "line";
+      row.style.top = `${i * LINE_HEIGHT}px`;
+      row.dataset.line = i;
+      const gutter = document.createElement("span");
+      gutter.className = this.marked.has(i) ? "gutter mark" : "gutter";
+      gutter.textContent = i + 1;
+      row.append(gutter, this.lines[i]);
+      rows.push(row);
+    }
+    this.sizer.replaceChildren(...rows);
+  }
+}
