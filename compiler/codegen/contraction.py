@@ -29,16 +29,13 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from .column_sums import ColumnSums, FinishColumns
-from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
+from .contraction_blocking import Blocking, Contraction, Operand, comes_in_lines, plan, readable_in_place
 from .contraction_packing import pack_memory_a, pack_memory_b
 from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, on_first, smaller
-from .micro_kernel import MicroKernel, element_type, emit_micro_kernel, prefetch
+from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 
 __all__ = ["Blocking", "Contraction", "Memory", "Operand", "Packed", "emit", "plan"]
-
-_LINE_BYTES = 64
-_LINES_AHEAD = 4  # of each row: enough for the processor to see where it goes
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,7 @@ def _emit_micro_kernels(
             k_remainder=contraction.k % blocking.unroll != 0,
             accumulate=contraction.k > blocking.kc,
             has_fma=target.has_fma,
+            rows_ahead=not packs and _runs_of_rows_follow(contraction, blocking),
             source_stride=(contraction.b.strides or (0, 0))[0] if packs else None,
         )
         if kernel not in emitted:
@@ -190,6 +188,14 @@ def _packs_on_the_way(contraction: Contraction, blocking: Blocking) -> bool:
     Lines of B then arrive while the units multiply; a copy of its own would wait for them.
     """
     return not blocking.direct_b and readable_in_place(contraction)[1] and contraction.k > 0
+
+
+def _runs_of_rows_follow(contraction: Contraction, blocking: Blocking) -> bool:
+    """Whether the micro-kernel reads rows of A in place that are runs of memory, and the next tile reads those behind.
+
+    A processor follows a run of lines once it has seen some of it, and at the end of each row has to begin again.
+    """
+    return blocking.direct_a and comes_in_lines(contraction.a) and contraction.m > blocking.mr
 
 
 def _tile_sizes(total: int, tile: int) -> list[tuple[bool, int]]:
@@ -271,8 +277,6 @@ def _emit_block(
                 a_panel = offset(builder, template.a_panel, template.scalar, (i, blocking.a_panel[0]))
             else:
                 a_panel = _a_panel(template, batch, row, rows, k_start, k_count)
-            if blocking.direct_a:
-                _prefetch_next_rows(template, a_panel)
             packs = None
             if on_the_way:
                 packs = builder.icmp_signed("==", i, index(0))
@@ -374,21 +378,6 @@ def _a_panel(
         return source
     pack_memory_a(builder, contraction, template.blocking, source, template.a_panel, rows, k_count)
     return template.a_panel
-
-
-def _prefetch_next_rows(template: _Template, a_panel: ir.Value) -> None:
-    """Ask for the first lines of the rows that the next tile reads in place, if each row is a run of memory.
-
-    The processor follows such runs by itself, but only once it has seen some lines of each.
-    """
-    builder, contraction, blocking = template.builder, template.contraction, template.blocking
-    row_stride, step_stride = contraction.a.strides or (0, 0)
-    if step_stride != 1 or contraction.m <= blocking.mr or contraction.n <= blocking.nr:
-        return
-    line = _LINE_BYTES // _bytes(contraction)
-    with counted_loop(builder, blocking.mr, 2 * blocking.mr, name="next.m") as row:
-        for place in range(0, min(_LINES_AHEAD * line, blocking.kc), line):
-            prefetch(builder, offset(builder, a_panel, template.scalar, (row, row_stride), (place, 1)))
 
 
 def _b_in_memory(template: _Template, batch: ir.Value, column: ir.Value, k_start: ir.Value) -> ir.Value:

@@ -168,6 +168,11 @@ def readable_in_place(contraction: Contraction) -> tuple[bool, bool]:
     return a is not None, b is not None and (b[1] == 1 or contraction.n <= 1)
 
 
+def comes_in_lines(a: Operand) -> bool:
+    """Whether rows of A are runs of memory: the micro-kernel then asks for the lines of the next tile's rows early."""
+    return a.strides is not None and a.strides[1] == 1
+
+
 def _parts(total: int, block: int) -> list[tuple[int, int]]:
     """(how many, of what size): the blocks a dimension falls into, the smaller last one separately."""
     parts = [(total // block, block), (1 if total % block else 0, total % block)]
@@ -272,9 +277,16 @@ def _l2_rows(stride: int, contraction: Contraction, target: VectorTarget) -> int
 
 
 def _kc(contraction: Contraction, target: VectorTarget, tile: _Tile) -> int:
-    """The k block: a panel of A fills half of the first-level cache, and all k blocks are about equally long."""
-    row_bytes = tile.rows * _bytes(contraction) * _overfetch(contraction, tile)
-    limit = max(64, int((target.l1_bytes or _DEFAULT_L1) / 2 / row_bytes))
+    """The k block: a panel of A fills half of the first-level cache, and all k blocks are about equally long.
+
+    A that comes line by line needs no place there; then a panel of B fills half of the second-level one.
+    """
+    if comes_in_lines(contraction.a):
+        limit = (target.l2_bytes or _DEFAULT_L2) // 2 // (tile.vectors * tile.lanes * _bytes(contraction))
+    else:
+        row_bytes = tile.rows * _bytes(contraction) * _overfetch(contraction, tile)
+        limit = int((target.l1_bytes or _DEFAULT_L1) / 2 / row_bytes)
+    limit = max(64, limit)
     blocks = max(1, -(-contraction.k // limit))
     return max(1, _round_up(-(-contraction.k // blocks), lcm(_unroll(tile), contraction.depth_step)))
 
@@ -303,8 +315,8 @@ def _block(contraction: Contraction, target: VectorTarget, tile: _Tile, direct_a
     mr, nr = tile.rows, tile.vectors * tile.lanes
     l2 = target.l2_bytes or _DEFAULT_L2
     m, n, k, kc = max(1, contraction.m), max(1, contraction.n), contraction.k, _kc(contraction, target, tile)
-    # nc: the part of B one k block visits fills half of the second-level cache.
-    nc_limit = max(nr, l2 // 2 // (kc * size) // nr * nr)
+    # nc: what one k block visits of B fills half of the second-level cache, a quarter if lines of A pass through it.
+    nc_limit = max(nr, l2 // (4 if comes_in_lines(contraction.a) else 2) // (kc * size) // nr * nr)
     # mc: tiles that wait for the next k block fill a quarter of it.
     mc_limit = max(mr, l2 // 4 // (min(nc_limit, _round_up(n, nr)) * size) // mr * mr) if k > kc else m
     full_lanes = target.lanes(contraction.element)

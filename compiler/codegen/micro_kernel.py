@@ -1,13 +1,15 @@
 """The register-tiled inner kernel of the contraction template: one tile of C, all of a k block, nothing but FMAs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
 
-from .control_flow import INDEX, POINTER, index
+from .control_flow import INDEX, POINTER, index, smaller
 from .vector_target import element_bits
 
 _BYTE_BITS = 8
+_LINE_BYTES = 64  # of a cache
 _FOR_READING, _SECOND_LEVEL, _DATA = 0, 2, 1  # what llvm.prefetch wants to be told
 _AHEAD_SLOTS = 768  # multiply-adds of a vector that hide how long memory takes to answer
 
@@ -33,6 +35,7 @@ class MicroKernel:
     accumulate:  whether sums start from the tile's contents (more than one k block) or from zero
     a_rows:      if A is found by tables instead of strides: distances of its rows from the first; the kernel then takes
                  another argument, i32 distances of each k step from the first
+    rows_ahead:  whether to ask for the rows of A that lie behind these, for the next tile, while this one is computed
     source_stride: if B is in memory and its panel is written on the way: distance of neighbouring k there; the kernel
                  then takes another argument, where B is; `last_lanes` of the last vector are read, the whole is written
     """
@@ -51,6 +54,7 @@ class MicroKernel:
     accumulate: bool
     has_fma: bool
     a_rows: tuple[int, ...] = ()
+    rows_ahead: bool = False
     source_stride: int | None = None
 
 
@@ -58,7 +62,7 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
     """Define `void name(ptr a, ptr b, ptr tile, i64 k)` in `module`, with the target's function `attributes`.
 
     accumulators[rows][vectors] = tile if accumulate else 0
-    for p in range(0, k, unroll):         # straight line inside: `unroll` outer products
+    for p in range(0, k, unroll):         # straight line inside: `unroll` outer products; every line, A ahead
         for v in vectors: b[v] = B[p, v]  # or: panel[p, v] = b[v] = source[p, v]
         for r in rows:
             a = broadcast(A[r, p])
@@ -89,9 +93,11 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
     if kernel.k_remainder:
         unrolled_k = builder.and_(k, index(-kernel.unroll))  # unroll is a power of two
     moving = [read.start, b, *([function.args[-1]] if kernel.source_stride is not None else [])]
-    moving, accumulators = _k_loop(builder, read, moving, unrolled_k, accumulators, kernel.unroll)
+    k_loop = _k_loop_with_rows_ahead if kernel.rows_ahead else _k_loop
+    state = k_loop(builder, read, unrolled_k, kernel.unroll, [*moving, *accumulators])
     if kernel.k_remainder:
-        _, accumulators = _k_loop(builder, read, moving, builder.sub(k, unrolled_k), accumulators, 1)
+        state = _k_loop(builder, read, builder.sub(k, unrolled_k), 1, state)
+    accumulators = state[len(moving) :]
     for pointer, value in zip(pointers, accumulators, strict=True):
         builder.store(value, pointer, align=align)
     builder.ret_void()
@@ -127,48 +133,76 @@ class _Reading:
         return first, [self.kernel.a_rows[row] for row in rows]
 
 
-def _k_loop(
-    builder: ir.IRBuilder,
-    read: _Reading,
-    moving: list[ir.Value],
-    count: ir.Value,
-    accumulators: list[ir.Value],
-    unroll: int,
-) -> tuple[list[ir.Value], list[ir.Value]]:
-    """`count` / `unroll` turns of `unroll` outer products; returns the advanced pointers and the sums.
+def _k_loop_with_rows_ahead(
+    builder: ir.IRBuilder, read: _Reading, count: ir.Value, unroll: int, state: list[ir.Value]
+) -> list[ir.Value]:
+    """The loop below in runs of a line of A, and before each the lines of the next tile at the same k are asked for."""
+    kernel = read.kernel
+    scalar = element_type(kernel.element)
+    run = max(unroll, _LINE_BYTES * _BYTE_BITS // element_bits(kernel.element))
 
-    moving: pointers to where A and B are read, and to B in memory if its panel is written.
+    def body(left: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
+        for row in range(kernel.rows, 2 * kernel.rows):
+            prefetch(builder, builder.gep(state[0], [index(row * kernel.a_strides[0])], source_etype=scalar))
+        return _k_loop(builder, read, smaller(builder, left, run), unroll, state)
+
+    return _counting_down(builder, count, run, state, body, "line")
+
+
+def _k_loop(
+    builder: ir.IRBuilder, read: _Reading, count: ir.Value, unroll: int, state: list[ir.Value]
+) -> list[ir.Value]:
+    """`count` / `unroll` turns of `unroll` outer products.
+
+    state: pointers to where A and B are read, and to B in memory if its panel is written; then the sums.
     """
-    kernel, function, scalar = read.kernel, builder.function, element_type(read.kernel.element)
-    before = builder.block
-    header = function.append_basic_block("k.header")
-    body = function.append_basic_block("k.body")
-    done = function.append_basic_block("k.done")
+    kernel = read.kernel
+    scalar, pointers = element_type(kernel.element), 2 + (kernel.source_stride is not None)
+
+    def body(left: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
+        (a, b, *source), sums = state[:pointers], state[pointers:]
+        for step in range(unroll):
+            if source:
+                row = _packed_row(builder, kernel, source[0], b, step, left)
+            else:
+                row = _row_of_b(builder, kernel, b, step)
+            sums = _outer_product(builder, read, a, row, step, sums)
+        return [
+            read.advance(builder, a, unroll),
+            builder.gep(b, [index(unroll * kernel.b_stride)], source_etype=scalar),
+            *(builder.gep(at, [index(unroll * (kernel.source_stride or 0))], source_etype=scalar) for at in source),
+            *sums,
+        ]
+
+    return _counting_down(builder, count, unroll, state, body, "k")
+
+
+def _counting_down(
+    builder: ir.IRBuilder,
+    count: ir.Value,
+    step: int,
+    state: list[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+    name: str,
+) -> list[ir.Value]:
+    """`while count > 0: state = body(count, state); count -= step`: the state at the end."""
+    before, function = builder.block, builder.function
+    header = function.append_basic_block(f"{name}.header")
+    inside = function.append_basic_block(f"{name}.body")
+    done = function.append_basic_block(f"{name}.done")
     builder.branch(header)
     builder.position_at_end(header)
-    left = builder.phi(INDEX, "k.left")
-    starts = [count, *moving, *accumulators]
-    carried = [left, *(builder.phi(value.type) for value in starts[1:])]
-    for phi, start in zip(carried, starts, strict=True):
+    left, *carried = phis = [builder.phi(value.type) for value in (count, *state)]
+    builder.cbranch(builder.icmp_signed(">", left, index(0)), inside, done)
+    builder.position_at_end(inside)
+    changed = body(left, carried)
+    after = [builder.sub(left, index(step)), *changed]
+    for phi, start, value in zip(phis, (count, *state), after, strict=True):
         phi.add_incoming(start, before)
-    builder.cbranch(builder.icmp_signed(">", left, index(0)), body, done)
-    builder.position_at_end(body)
-    (a, b, *source), sums = carried[1 : 1 + len(moving)], list(carried[1 + len(moving) :])
-    for step in range(unroll):
-        row = _packed_row(builder, kernel, source[0], b, step, left) if source else _row_of_b(builder, kernel, b, step)
-        sums = _outer_product(builder, read, a, row, step, sums)
-    advanced = [
-        builder.sub(left, index(unroll)),
-        read.advance(builder, a, unroll),
-        builder.gep(b, [index(unroll * kernel.b_stride)], source_etype=scalar),
-        *(builder.gep(at, [index(unroll * (kernel.source_stride or 0))], source_etype=scalar) for at in source),
-        *sums,
-    ]
-    for phi, value in zip(carried, advanced, strict=True):
         phi.add_incoming(value, builder.block)
     builder.branch(header)
     builder.position_at_end(done)
-    return carried[1 : 1 + len(moving)], list(carried[1 + len(moving) :])
+    return carried
 
 
 def _row_of_b(builder: ir.IRBuilder, kernel: MicroKernel, panel: ir.Value, step: int) -> list[ir.Value]:

@@ -220,7 +220,7 @@ def test_many_blocks_in_every_dimension(direct_a: bool, transposed_b: bool) -> N
 
 def test_a_kept_panel_of_b_spans_several_k_blocks() -> None:
     contraction = dense(1, 120, 40, 600)
-    blocking = plan(contraction, replace(AVX2, l1_bytes=4096), True, False)
+    blocking = plan(contraction, replace(AVX2, l1_bytes=4096, l2_bytes=32768), True, False)
     assert blocking.keep_b and contraction.k > blocking.kc and contraction.m > blocking.mc
     check(contraction, AVX2, blocking)
 
@@ -245,6 +245,27 @@ def test_rows_of_b_are_packed_while_they_are_multiplied_and_columns_beforehand()
         text = kernel_text(contraction, plan(contraction, AVX512, direct_b=False), AVX512, plain(contraction))
         assert ("pack.b" in text) == beforehand
         assert ("packing_tile" in text) != beforehand
+
+
+def test_lines_of_the_next_rows_are_asked_for_where_rows_are_runs_of_memory() -> None:
+    for transposed, m, expected in ((False, 200, True), (False, 1, False), (True, 200, False)):
+        contraction = dense(1, m, 70, 40, transposed_a=transposed)
+        blocking = plan(contraction, AVX512, direct_b=True)
+        assert ("llvm.prefetch" in kernel_text(contraction, blocking, AVX512, plain(contraction))) == expected
+
+
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize("element", ["float32", "float64", "int8"])
+def test_runs_of_a_end_anywhere_in_a_line(element: str, k: int) -> None:
+    for target in (AVX512, AVX2, SSE):
+        check(dense(2, 41, 21, k, element), target)
+
+
+def test_a_block_of_b_stays_in_the_second_level_cache_beside_the_lines_of_a() -> None:
+    for m, n, k in ((1024, 1024, 1024), (4096, 1024, 256), (2048, 2048, 2048), (300, 4096, 9000)):
+        for target in (AVX512, AVX2, SSE):
+            blocking = plan(dense(1, m, n, k), target, direct_b=False)
+            assert 4 * blocking.kc * blocking.nc <= target.l2_bytes // (4 if blocking.nc > blocking.nr else 2)
 
 
 def test_any_split_of_the_chunks_gives_the_same_bits() -> None:
