@@ -17,6 +17,7 @@ import numpy as np
 
 from .contraction_blocking import Blocking
 from .filter_transforms import POINTS
+from .finishing import turned_bytes
 from .vector_target import VectorTarget, element_bits
 from .window_blocking import (
     DEFAULT_L2,
@@ -89,7 +90,7 @@ class FilterPlan:
     image_offset: int
     sums_offset: int
     results_offset: int
-    square_offset: int
+    turned_offset: int
     raw_offset: int
     slots: float
 
@@ -258,7 +259,7 @@ def _cost(contraction: WindowContraction, target: VectorTarget, shape: _Shape, g
     chunk += sums / lanes * _RESULT_SLOTS
     mc = rows * (_TILE**2 if shape.by_places else _WINDOW**2)
     chunk += finishing_slots(contraction, mc, grid.nc, lanes)
-    pack = grid.nc / lanes * (all_steps * _RIGHT_SLOTS + contraction.k * packing_slots(contraction))
+    pack = grid.nc / lanes * (all_steps * _RIGHT_SLOTS + contraction.k * packing_slots(contraction, shape.by_places))
     keep = _keeps(contraction, target, shape, grid)
     slots = chunk * m_blocks * n_blocks
     return over_threads(contraction.batch, slots, (m_blocks, n_blocks), keep, chunk, pack)
@@ -280,6 +281,7 @@ def _plan(
     rows, steps, all_rows, all_steps = _rows_and_steps(shape, grid)
     places = grid.entries * (shape.height if grid.down == shape.down else grid.down * _TILE) * shape.width
     mc, kc = (places, grid.channels * _WINDOW**2) if shape.by_places else (grid.channels * _WINDOW**2, places)
+    finish_rows = gcd(contraction.finish_rows, mc) if contraction.finish_rows else 0
     padded_channels = -(-grid.channels // lanes) * lanes
     box = _box(shape, grid)
     strides = _box_strides(shape, box, padded_channels, size)
@@ -306,8 +308,8 @@ def _plan(
     image_offset = aligned(box_offset + _extent(box, strides) * size)
     results_offset, results_bytes = box_offset, (dropped + 1) * row_stride * size
     sums_offset = aligned(max(image_offset + _PRODUCTS * image_plane * size, results_offset + results_bytes))
-    square_offset = aligned(sums_offset + _PRODUCTS * sum_plane * size)
-    raw_offset = aligned(square_offset + lanes * lanes * size)
+    turned_offset = aligned(sums_offset + _PRODUCTS * sum_plane * size)
+    raw_offset = aligned(turned_offset + turned_bytes(finish_rows, lanes, size))
     b_offset = aligned(raw_offset + (kc + 1) * nr * size)
     k_blocks = -(-all_steps // steps) if keep else 1
     m_blocks, n_blocks = -(-all_rows // rows), -(-contraction.n // grid.nc)
@@ -329,8 +331,8 @@ def _plan(
         results=results if shape.by_places else taps_of_channels,
         image_plane=image_plane, right_plane=right_plane, sum_plane=sum_plane, channel_step=padded_channels,
         row_stride=row_stride,
-        finish_rows=gcd(contraction.finish_rows, mc) if contraction.finish_rows else 0, image_offset=image_offset,
-        sums_offset=sums_offset, results_offset=results_offset, square_offset=square_offset, raw_offset=raw_offset,
+        finish_rows=finish_rows, image_offset=image_offset,
+        sums_offset=sums_offset, results_offset=results_offset, turned_offset=turned_offset, raw_offset=raw_offset,
         slots=slots,
     )  # fmt: skip
 

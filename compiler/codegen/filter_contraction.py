@@ -212,7 +212,7 @@ def _emit_chunk(template: _Template, tables: _Tables, chunk: ir.Value) -> None:
         sums=template.at(plan.results_offset),
         row_stride=plan.row_stride,
         finish_rows=plan.finish_rows,
-        square=template.at(plan.square_offset),
+        turned=template.at(plan.turned_offset),
         finish=template.finish,
     ).block(batch, m_range, n_range)
 

@@ -19,6 +19,7 @@ from ..schedule import index as indexing
 from ..schedule.index import FromData, Index, Variable
 from ..schedule.loop_ir import Image
 from .contraction_blocking import Blocking
+from .finishing import turned_bytes
 from .vector_target import VectorTarget, element_bits
 
 # Costs are counted in slots, the time of one vector multiply-add, as in contraction_blocking.
@@ -52,6 +53,7 @@ class WindowContraction:
     image:    whose places are f + g + h, indices of the variables `rows` (m) and `depth` (k) and of others
     in_place: distances in memory of neighbours on each axis if the image is an array of the element type
     gathered: whether elements of B lie together along neither n nor k
+    taps_together: whether those of each nine steps lie together
     arrays:   how many the epilogue reads and writes
     finish_rows: how many consecutive m the results lie together for, so that vectors of results run along m; 0 if they
               run along n
@@ -66,6 +68,7 @@ class WindowContraction:
     image: Image
     in_place: tuple[int, ...] | None
     gathered: bool
+    taps_together: bool
     arrays: int
     finish_rows: int
     column_sums: bool = False
@@ -84,7 +87,7 @@ class WindowPlan:
     """The plan of one such contraction; every number is fixed at compile time, distances are in elements.
 
     blocking:      tile, blocks and chunks; its scratch memory holds a note of what the packed B is of (if it is kept),
-                   the box, tiles, the square, B panels, and column sums (if there are any)
+                   the box, tiles, turned results, B panels, and column sums (if there are any)
     segment:       rows that are tiled together: tiles never cross from one segment to the next
     tile_sizes:    how many rows tiles have, the most frequent number first
     box:           extents of the box of a block, None if the image is read in place
@@ -95,7 +98,7 @@ class WindowPlan:
                    block's first row, and of a block's k steps from its first
     tile_rows:     distance of two rows of sums in the scratch memory
     finish_rows:   as in the contraction, but no longer than a block
-    square_offset: where results are turned, so that vectors run along m
+    turned_offset: where results are turned, so that vectors run along m
     slots:         what it is expected to cost, summed over the thread counts a machine may have
     """
 
@@ -111,7 +114,7 @@ class WindowPlan:
     depth_offsets: tuple[int, ...]
     tile_rows: int
     finish_rows: int
-    square_offset: int
+    turned_offset: int
     slots: float
 
     @property
@@ -309,9 +312,9 @@ def finishing_slots(contraction: WindowContraction, mc: int, nc: int, lanes: int
     return mc * nc * _FINISH_SLOTS / lanes + stretches * contraction.arrays * _STRETCH_SLOTS
 
 
-def packing_slots(contraction: WindowContraction) -> float:
-    """What packing a vector of B costs."""
-    return _GATHER_SLOTS if contraction.gathered else _PACK_SLOTS
+def packing_slots(contraction: WindowContraction, by_taps: bool = False) -> float:
+    """What packing a vector of B costs, nine steps at a time if `by_taps`."""
+    return _GATHER_SLOTS if contraction.gathered and not (by_taps and contraction.taps_together) else _PACK_SLOTS
 
 
 def over_threads(
@@ -399,8 +402,8 @@ def _plan(
     tile_rows = padded_n + lanes
     box_offset = LINE if keep_b else 0
     tile_offset = aligned(box_offset + (0 if box is None else strides[0] * box[0] * size))
-    square_offset = aligned(tile_offset + (mc + lanes) * tile_rows * size)
-    b_offset = aligned(square_offset + lanes * lanes * size)
+    turned_offset = aligned(tile_offset + (mc + lanes) * tile_rows * size)
+    b_offset = aligned(turned_offset + turned_bytes(finish_rows, lanes, size))
     chunks = contraction.batch * m_blocks * n_blocks
     sums_offset = aligned(b_offset + padded_n * (contraction.k if keep_b else kc) * size)
     sums_bytes = padded_n * size if contraction.column_sums else 0
@@ -423,7 +426,7 @@ def _plan(
         depth_offsets=tuple(int(o) for o in weights @ in_depth),
         tile_rows=tile_rows,
         finish_rows=finish_rows,
-        square_offset=square_offset,
+        turned_offset=turned_offset,
         slots=slots,
     )
 

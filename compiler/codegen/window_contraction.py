@@ -203,7 +203,7 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
         sums=template.at(blocking.tile_offset),
         row_stride=template.plan.tile_rows,
         finish_rows=template.plan.finish_rows,
-        square=template.at(template.plan.square_offset),
+        turned=template.at(template.plan.turned_offset),
         finish=template.finish,
     ).block(batch, m_range, n_range)
 

@@ -18,7 +18,7 @@ from llvmlite import ir
 from ..schedule import index as indexing
 from ..schedule.collapse import all_values
 from ..schedule.index import Variable
-from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution
+from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution, Value
 from . import filter_contraction, window_contraction
 from .arithmetic import I64, constant, memory_type
 from .contraction import Packed
@@ -35,7 +35,8 @@ def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContrac
     """What the template is asked for, and how it will do it."""
     contraction = WindowContraction(
         kernel.batch.extent, kernel.rows, kernel.columns.extent, kernel.depth, kernel.element.name, _image(kernel),
-        _in_place(kernel), _is_gathered(kernel, target), _arrays(kernel), _rows_together(kernel, target),
+        _in_place(kernel), _is_gathered(kernel, target), _taps_together(kernel, target) is not None, _arrays(kernel),
+        _rows_together(kernel, target),
         bool(kernel.column_stores),
     )  # fmt: skip
     windows = plan_windows(contraction, target)
@@ -73,6 +74,19 @@ def _is_gathered(kernel: ContractionKernel, target: VectorTarget) -> bool:
     return any(all(lane_step(load.index, loop) not in (0, 1) for loop in loops) for load in loads)
 
 
+def _taps_together(kernel: ContractionKernel, target: VectorTarget) -> tuple[Variable, Variable, Value] | None:
+    """The right operand with its depth as channels and nine taps, if the elements of the taps lie together."""
+    if kernel.depth.extent % 9:
+        return None
+    channel, tap = Variable("channel", kernel.depth.extent // 9), Variable("tap", 9)
+    right = Substitution({kernel.depth: indexing.of(channel) * 9 + indexing.of(tap)}).value(kernel.right)
+    loop = VectorLoop(tap, target.lanes(kernel.element.name))
+    loads = [value for value in all_values([right]) if isinstance(value, Load)]
+    if loop.lanes > 1 and all(lane_step(load.index, loop) in (-1, 0, 1) for load in loads):
+        return channel, tap, right
+    return None
+
+
 def _arrays(kernel: ContractionKernel) -> int:
     """How many arrays the epilogue reads and writes row by row."""
     values = all_values([store.value for store in kernel.stores])
@@ -100,7 +114,7 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
         part, place = Variable("part", kernel.rows.extent // size), Variable("place", size)
         change = Substitution({kernel.rows: indexing.of(part) * size + indexing.of(place)})
         kernel = replace(kernel, stores=tuple(map(change.store, kernel.stores)))
-    strides = right_operand(kernel, target).strides
+    strides, taps = right_operand(kernel, target).strides, _taps_together(kernel, target)
     k_block, whole_blocks = Variable("block", 1), contraction.k % blocks.blocking.kc == 0
     if whole_blocks and strides is None:
         # Blocks of one length repeat the same steps: vectors along them start where a block does.
@@ -112,6 +126,8 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
     right = callbacks.right()
     if isinstance(right, Packed):
         right = Packed(partial(_pack_right, callbacks, k_block, whole_blocks))
+        if isinstance(blocks, FilterPlan) and blocks.by_places and contraction.gathered and taps is not None:
+            right = Packed(partial(_pack_taps, callbacks, taps))
 
     def finish(
         builder: ir.IRBuilder, batch: ir.Value, of: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
@@ -141,6 +157,20 @@ def _pack_right(
         emitter.bind(k_block, builder.udiv(k, constant(I64, callbacks.blocking.kc)))
         start = constant(I64, 0)
     callbacks.pack_right(emitter, destination, (start, k_count), (n, n_count), aligned=whole_blocks)
+
+
+def _pack_taps(
+    callbacks: Callbacks, taps: tuple[Variable, Variable, Value], builder: ir.IRBuilder, destination: ir.Value,
+    batch: ir.Value, k: ir.Value, k_count: ir.Value, n: ir.Value, n_count: ir.Value,
+) -> None:  # fmt: skip
+    """One panel of B, whose elements lie together along nine taps: those of many columns turned in squares."""
+    kernel, nr, emitter = callbacks.kernel, callbacks.blocking.nr, callbacks.bound(builder, batch)
+    channel, tap, right = taps
+    nine = constant(I64, 9)
+    of_channel = Axis(channel, builder.udiv(k, nine), builder.udiv(k_count, nine), 9 * nr)
+    of_tap = Axis(tap, constant(I64, 0), nine, nr, aligned=True)
+    columns = Axis(kernel.columns, n, n_count, 1, aligned=True)
+    PanelWriter(emitter, kernel.element, right, callbacks.lanes).turned(destination, [of_channel, of_tap], columns)
 
 
 def _block_of_image(

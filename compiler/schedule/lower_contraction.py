@@ -21,6 +21,7 @@ from .placing import Lowered, Side, epilogue_place, require_bijection
 # What packing one vector costs, if its elements lie together, near one another or far apart, and what finishing one
 # does, counted in vector multiply-adds. They choose the form only.
 _PACKING, _COLLECTING, _GATHERING, _FINISHING = 8, 16, 50, 6
+_ABOUT_THE_SAME = 1.1
 
 
 def lower_contraction(
@@ -114,10 +115,13 @@ class _Contract:
             plain += packing[here] * depth * extent
             whole = -(-other // self.lanes) * self.lanes
             cost = extent * whole * (depth + _FINISHING) + packing[there] * depth * other
-            # Of equals, the image that shows its elements most often.
-            forms.append((cost, -((lhs, rhs)[here].node.size // image[0].size), here == 1))
-        cost, _, best = min(forms, default=(plain, 0, False))
-        return best if cost < plain else None
+            forms.append((cost, (lhs, rhs)[here].node.size // image[0].size, here == 1))
+        least = min((cost for cost, _, _ in forms), default=plain)
+        if least >= plain:
+            return None
+        # Of those that cost about the same, the image that shows its elements most often.
+        near = [(-shown, cost, best) for cost, shown, best in forms if cost <= least * _ABOUT_THE_SAME]
+        return min(near)[2]
 
     def _packing(self, node: Node, places: Indices) -> int:
         """What packing a vector of an operand costs that shows elements of `node` at `places`."""
