@@ -14,9 +14,10 @@ state before the step or the one after it, never parts of both.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from operator import attrgetter
 from sys import getrefcount
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from kaun.execution import CompiledProgram, Storage
 from kaun.runtime.program import DONE
@@ -26,6 +27,14 @@ from kaun.runtime.program import DONE
 
 _address = attrgetter("address")
 Form = TypeVar("Form")
+
+
+class Runner(Protocol):
+    """What runs a program, such as an `Executable`."""
+
+    def record(self, arguments: Sequence[int]) -> array[int]: ...
+
+    def start(self, record: array[int]) -> None: ...
 
 
 class Row(Generic[Form]):
@@ -48,8 +57,13 @@ class Row(Generic[Form]):
         record = self._record
         return self._after if record is None or record[DONE] else self._before
 
-    def run(self, compiled: CompiledProgram, others: list[Storage], form: Form) -> list[Storage]:
-        """Run a program on the storages and `others`, which makes a row of `form`; the results before the new row."""
+    def run(
+        self, compiled: CompiledProgram, others: list[Storage], form: Form, runner: Runner | None = None
+    ) -> list[Storage]:
+        """Run a program on the storages and `others`, which makes a row of `form`; the results before the new row.
+
+        runner: what runs it, if not the program's executable.
+        """
         now = self.current()
         # In this order, so that an interrupt anywhere in between finds the same storages.
         self._before, self._after, self._record = now, now, None
@@ -57,7 +71,7 @@ class Row(Generic[Form]):
         outputs = _outputs(row, compiled)
         results = compiled.arranged(row + others, outputs)
         first = len(results) - len(row)
-        executable = compiled.executable
+        executable: Runner = compiled.executable if runner is None else runner
         record = executable.record([*map(_address, row), *map(_address, others), *map(_address, outputs)])
         self._record = record
         self._after = results[first:], form

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaun.compiler.ir import Graph, Node
-from kaun.compiler.ir.source import Source
+from kaun.compiler.ir.source import Source, current
 
 if TYPE_CHECKING:
     from kaun.execution import Storage
@@ -29,7 +29,7 @@ class CheckError(AssertionError):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A value to look at: `kind` is "print" or "check", `text` its label or message."""
+    """A value to look at: `kind` is "print", "check" or "note", `text` its label, message or name."""
 
     kind: str
     text: str
@@ -40,7 +40,12 @@ class Probe:
         return replace(self, node=node)
 
     def report(self, array: np.ndarray[Any, np.dtype[Any]]) -> None:
-        """Print the value; CheckError if it is a condition that does not hold everywhere."""
+        """Print the value, or note it; CheckError if it is a condition that does not hold everywhere."""
+        if self.kind == "note":
+            notes = _notes.get()
+            if notes is not None:
+                notes[self.text] = float(array)
+            return
         if self.kind == "print":
             label = f"{self.text}: " if self.text else ""
             value = f"\n{array}" if array.ndim else f" {array}"
@@ -55,6 +60,29 @@ class Probe:
 
 
 _collector: ContextVar[list[Probe] | None] = ContextVar("probes", default=None)
+_notes: ContextVar[dict[str, float] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[str, float]]:
+    """What functions note while they run inside is in the dictionary, by name; they are traced so that they note it."""
+    found: dict[str, float] = {}
+    token = _notes.set(found)
+    try:
+        yield found
+    finally:
+        _notes.reset(token)
+
+
+def is_noting() -> bool:
+    """Whether this is inside `noting`."""
+    return _notes.get() is not None
+
+
+def note(name: str, node: Node) -> None:
+    """Note the number of a scalar each time the code around runs, where somebody asked for notes."""
+    if is_noting():
+        record(Probe("note", name, current(), node))
 
 
 @contextmanager

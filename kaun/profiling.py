@@ -27,6 +27,7 @@ from kaun.runtime.trace import Layout, Run, Tracer
 if TYPE_CHECKING:
     from kaun.compiler.codegen.vector_target import VectorTarget
     from kaun.compiler.pipeline import Compilation
+    from kaun.compiler.program import Program
     from kaun.compiler.schedule.fusion import ScheduledKernel
 
 # However long a run takes, so many are made of each kind.
@@ -268,7 +269,7 @@ def profile(
     ]
     arguments = [storage.address for storage in [*owned, *outputs]]
     record = compiled.executable.record(arguments)
-    tracer = _tracer(compiled)
+    tracer = tracer_of(compiled)
 
     def plain() -> float:
         started = time.perf_counter()
@@ -304,7 +305,8 @@ def _copy(storage: Storage) -> Storage:
     return made
 
 
-def _tracer(compiled: CompiledProgram) -> Tracer:
+def tracer_of(compiled: CompiledProgram) -> Tracer:
+    """What runs the program and notes when its kernels begin and end."""
     from kaun.compiler.codegen import traced_entry
 
     program, target = compiled.executable.program, targets.host()
@@ -328,8 +330,23 @@ def _length(run: Run) -> float:
     return (run.stamps[-1] - run.stamps[0]) * 1e-9
 
 
-def _kernels(compilation: Compilation, runs: list[Run], peaks: Peaks) -> tuple[KernelProfile, ...]:
-    program = compilation.program
+def markdown_table(compilation: Compilation, run: Run) -> tuple[float, str]:
+    """(seconds of all kernels, a table of them in Markdown, the longest first) for one run of a program."""
+    from kaun.compiler.schedule.naming import describe
+
+    times = call_times(compilation.program, [run])
+    rows = ["| kernel | time | share | computes | layers |", "| ---: | ---: | ---: | --- | --- |"]
+    whole = sum(seconds for seconds, _ in times)
+    for number in sorted(range(len(times)), key=lambda number: -times[number][0]):
+        scheduled, seconds = compilation.kernels[number], times[number][0]
+        layers = sorted({node.source.path for node in scheduled.nodes if node.source.path})
+        share = seconds / max(whole, 1e-30)
+        rows.append(f"| {number} | {format_seconds(seconds)} | {share:.1%} | {describe(scheduled)} | {_few(layers)} |")
+    return whole, "\n".join(rows)
+
+
+def call_times(program: Program, runs: Sequence[Run]) -> list[tuple[float, float]]:
+    """(seconds of the program's time, seconds of all threads) of each call of the program, medians over the runs."""
     launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
     shares: list[list[float]] = [[] for _ in launches]
     works: list[list[float]] = [[] for _ in launches]
@@ -344,14 +361,16 @@ def _kernels(compilation: Compilation, runs: list[Run], peaks: Peaks) -> tuple[K
             length = run.stamps[launch + 1] - run.stamps[launch]
             shares[call].append(1e-9 * length * work[call] / max(1, together[launch]))
             works[call].append(1e-9 * work[call])
+    return [(statistics.median(share), statistics.median(work)) for share, work in zip(shares, works, strict=True)]
+
+
+def _kernels(compilation: Compilation, runs: list[Run], peaks: Peaks) -> tuple[KernelProfile, ...]:
+    program = compilation.program
+    launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
+    rows = zip(launches, compilation.kernels, program.calls, call_times(program, runs), strict=True)
     return tuple(
-        _kernel(
-            number, launch, scheduled, call.chunks, statistics.median(share), statistics.median(work), peaks,
-            compilation.target,
-        )
-        for number, (launch, scheduled, call, share, work) in enumerate(
-            zip(launches, compilation.kernels, program.calls, shares, works, strict=True)
-        )
+        _kernel(number, launch, scheduled, call.chunks, *times, peaks, compilation.target)
+        for number, (launch, scheduled, call, times) in enumerate(rows)
     )
 
 

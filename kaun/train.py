@@ -11,15 +11,16 @@ The random numbers of a step follow from the state alone, its key and its number
 from __future__ import annotations
 
 import math
+import os
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kaun import execution, nx, observe, optim, ptree, tracing
+from kaun import execution, nx, observe, optim, probes, ptree, tracing
 from kaun import layer as layers
 from kaun.closure import Captured, capture
 from kaun.compiler.ir.dtypes import DType, float32, int32
@@ -52,6 +53,7 @@ from kaun.training_step import (
 if TYPE_CHECKING:
     from kaun.compiled_step import CompiledStep
     from kaun.runtime.target import Target
+    from kaun.training_log import TrainingLog
 
 Loss = Callable[..., Tensor]
 
@@ -232,7 +234,8 @@ def _compiled_step(trainer: Trainer, captured: Captured, training: bool, form: R
 
     if captured.key is None:
         return make()  # traced anew; the program, being equal, is not compiled anew
-    found = trainer._remembered(("step", training, form.dtype, form.structure, captured.key), make)
+    key = ("step", training, form.dtype, form.structure, captured.key, probes.is_noting())
+    found = trainer._remembered(key, make)
     assert isinstance(found, StepFunction)
     return found
 
@@ -267,6 +270,7 @@ def fit(
     ctx: Context | None = None,
     progress: bool = False,
     check_finite: bool = False,
+    log_dir: str | os.PathLike[str] | None = None,
 ) -> State:
     """The state after a step on every element of `data`.
 
@@ -277,6 +281,10 @@ def fit(
     and its `step` tells how far that is. With `check_finite`, a loss that is NaN or infinite raises `NotFiniteError`, a
     ValueError with the number of the step and the path of the first layer whose output was not finite.
 
+    With `log_dir`, TensorBoard's event files are written into that folder: the loss, learning rate and norm of the
+    gradients of each step, what was compiled, and kernels' times; see `kaun.training_log`. `kaun plot DIR` draws them.
+    The norm takes a pass over the gradients, so such steps are other programs, a little slower, with the same updates.
+
     Steps run outside of Python's lock, so `data.prefetch()` makes the next batches meanwhile. The state given stays
     valid. TypeError for an element that is not such a pair; a UserWarning if there is no element at all, which is what
     a pipeline that was passed through gives until its `reset`.
@@ -285,9 +293,9 @@ def fit(
     if loss is not None:
         _check_loss("fit", loss)
     number = 0
-    loop = _Loop(trainer, st, ctx)
+    loop = _Loop(trainer, st, ctx, None if log_dir is None else _new_log(log_dir, st))
     del st  # If nobody else has it either, its memory is the loop's from the first step on.
-    with Bar(_length(data)) if progress else nullcontext() as bar:
+    with Bar(_length(data)) if progress else nullcontext() as bar, loop.logging():
         try:
             for number, element in enumerate(data, 1):
                 x, targets, element_loss = _element(number, element, loss)
@@ -310,11 +318,18 @@ def fit(
     return loop.state()
 
 
+def _new_log(folder: str | os.PathLike[str], st: State) -> TrainingLog:
+    from kaun.training_log import TrainingLog  # which most training does without
+
+    return TrainingLog(folder, int(st.step))
+
+
 class _Loop:
     """A state that steps pass on to each other, in place where nobody else sees it."""
 
-    def __init__(self, trainer: Trainer, st: State, ctx: Context | None):
-        self._trainer, self._rng, self._ctx = trainer, st.rng, ctx
+    def __init__(self, trainer: Trainer, st: State, ctx: Context | None, log: TrainingLog | None = None):
+        self._trainer, self._rng, self._ctx, self._log = trainer, st.rng, ctx, log
+        self._notes: dict[str, float] = {}
         self._row: Row[RowForm] | None = None
         self._steps = 0
         self._given: State | None = st
@@ -350,13 +365,29 @@ class _Loop:
         self._row, self._given, self._shown = row, None, None
         if observe.observers:
             observe.running(step.special.graph, row.current()[0] + others)
-        (value,) = step.special.results(row.run(step.special.compiled, others, step.after))
+        compiled, log = step.special.compiled, self._log
+        runner = None if log is None else log.runner(compiled)
+        (value,) = step.special.results(row.run(compiled, others, step.after, runner))
+        if log is not None:
+            log.step(float(value.array), self._notes)
         wanted = step.special.compiled.executable.program.arena_bytes
         if self._steps == 2 and buffers.retained_bytes() > 1.25 * wanted + _WORTH_GIVING_BACK:
             # What the state took before it was the loop's own. From here on steps write it in place, and ask for
             # intermediates only.
             buffers.trim()
         return Tensor(computed_leaf(value))
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Inside, steps note what the log is to hold, if there is one; it is closed in the end."""
+        if self._log is None:
+            yield
+            return
+        try:
+            with probes.noting() as self._notes:
+                yield
+        finally:
+            self._log.close()
 
     def _traced_step(self, x: Any, targets: tuple[Any, ...], loss: Loss) -> Tensor:
         value, self._given = _part_of_a_trace(self._trainer, self.state(), x, targets, loss, True, self._ctx)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaun import layer as layers
-from kaun import nx, optim, ptree, tracing
+from kaun import nx, optim, probes, ptree, tracing
 from kaun.closure import Captured
 from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType
@@ -25,6 +25,7 @@ from kaun.layer import Vars
 from kaun.nx import Tensor
 from kaun.optim.apply import traced_step
 from kaun.optim.control import fold_in
+from kaun.optim.transformation import norm
 from kaun.ptree import Structure, Tree
 from kaun.remat import remat
 
@@ -140,6 +141,8 @@ def traceable_step(
         frugal = objective if budget is None else remat(objective, budget=budget)
         with nx.rng.with_key(fold_in(rng, counter)):
             (value, new_state), grads = value_and_grad(frugal, has_aux=True)(params)
+        if probes.is_noting():
+            probes.note("gradient_norm", norm(ptree.leaves(grads))._node)
         with source.phase("update"):
             updates, new_opt_state = traced_step(trainer.optimizer, opt_state, params, grads, rates)
             new_params = optim.apply_updates(params, updates)

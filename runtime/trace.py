@@ -84,14 +84,27 @@ class Tracer:
 
     def run(self, arguments: Sequence[int]) -> Run:
         """One run on inputs and then outputs at these addresses; see `Executable.record` for which may be equal."""
-        notes = self._notes.view(np.int64, (self._notes.nbytes // 8,))
-        notes[...] = 0
+        self.start(self.record(arguments))
+        return self.noted()
+
+    def record(self, arguments: Sequence[int]) -> array[int]:
+        """What `start` takes, as `Executable.record`."""
         table = self._executable.table_address
         words = (self._entry, table, self._pool.address, self._workspace.address, 0, *arguments, self._notes.address)
-        record = array("Q", words)
+        return array("Q", words)
+
+    def start(self, record: array[int]) -> None:
+        """Run the program once, as `Executable.start`."""
+        self._words()[...] = 0
         self._pool.run(record.buffer_info()[0])
-        launches = len(self._program.bundles)
+
+    def noted(self) -> Run:
+        """What was noted in the last run."""
+        notes, launches = self._words(), len(self._program.bundles)
         return Run(tuple(notes[: launches + 1].tolist()), tuple(self._events(notes[launches + 1 :])))
+
+    def _words(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return self._notes.view(np.int64, (self._notes.nbytes // 8,))
 
     def _events(self, words: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[Event]:
         events = []

@@ -22,6 +22,7 @@ TOOLS: dict[str, str] = {
     "aot": "export training steps for C, C++, JavaScript and other machines, and look into exports",
     "viz": "show every stage of something compiled in a page, or draw its graph",
     "profile": "time every kernel of something compiled, beside what the machine could do",
+    "plot": "draw the loss, learning rate and gradient norms of a training log",
     "bench": "measure training steps, kernels and compile time, beside PyTorch and JAX",
     "cache": "show or clear the cache of compiled kernels",
 }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
 
-from kaun import nx, ptree
+from kaun import nx, probes, ptree
 from kaun.compiler.ir.dtypes import float32, int32
 from kaun.described import Described, described, remember
 from kaun.nx import Tensor
@@ -175,9 +175,24 @@ def _scheduled(given: ScheduleLike, sign: float) -> Transformation:
     schedule = schedules.as_schedule(given)
     if isinstance(schedule, Schedule):
         if schedule.name == "constant":
-            return scale(sign * schedule(1))
+            return _constant(schedule(1), sign)
         return _traced_schedule(schedule, sign)
     return _host_schedule(schedule, sign)
+
+
+def _noted(rate: Tensor, sign: float) -> None:
+    """A factor with which descent is made is the learning rate, for whoever keeps a log."""
+    if sign < 0:
+        probes.note("learning_rate", rate._node)
+
+
+def _constant(rate: float, sign: float) -> Transformation:
+    def update(updates: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        if probes.is_noting():
+            _noted(nx.asarray(rate, dtype=float32), sign)
+        return ptree.map(lambda leaf: leaf * (sign * rate), updates), state
+
+    return Transformation(lambda params: (), update)
 
 
 def _scaled(updates: Tree, factor: Tensor) -> Tree:
@@ -191,13 +206,16 @@ def _before_the_first(params: Tree) -> StepState:
 def _traced_schedule(schedule: Schedule, sign: float) -> Transformation:
     def update(updates: Tree, state: StepState, params: Tree) -> tuple[Tree, StepState]:
         step = state.step + 1
-        return _scaled(updates, sign * schedule(nx.astype(step, float32))), StepState(step)
+        rate = schedule(nx.astype(step, float32))
+        _noted(rate, sign)
+        return _scaled(updates, sign * rate), StepState(step)
 
     return Transformation(_before_the_first, update)
 
 
 def _host_schedule(schedule: Callable[[int], float], sign: float) -> Transformation:
     def update(updates: Tree, state: StepState, params: Tree, rate: Tensor) -> tuple[Tree, StepState]:
+        _noted(rate, sign)
         return _scaled(updates, sign * rate), StepState(state.step + 1)
 
     def rates(state: StepState) -> tuple[float, ...]:
