@@ -335,6 +335,7 @@ def _stub(machine: int, where: int, word: int) -> bytes:
 # Kinds that a call or jump has, which may go to a stub; and kinds that fill a whole word.
 _JUMPS = {_X86_64: {2, 4}, _AARCH64: {282, 283}}
 _WORDS = {1, 24, 257, 260}
+_AARCH64_DISTANCES = {260, 261, 273, 274, 275, 277, 278, 279, 280, 282, 283, 284, 285, 286, 299}
 
 
 def _unknown(kind: int, machine: str) -> ValueError:
@@ -363,6 +364,8 @@ def _relocate_aarch64(layout: _Layout, relocation: _Relocation, symbol: _Symbol,
     if kind in (311, 312):  # R_AARCH64_ADR_GOT_PAGE, R_AARCH64_LD64_GOT_LO12_NC
         value = layout.word_for(symbol)
         kind = {311: 275, 312: 286}[kind]
+    elif kind not in _AARCH64_DISTANCES:
+        raise _unknown(kind, "AArch64")
     else:
         value = layout.target(symbol, relocation)
     match kind:
@@ -387,8 +390,6 @@ def _relocate_aarch64(layout: _Layout, relocation: _Relocation, symbol: _Symbol,
             layout.bits(where, _instructions(value - where), 14, 5)
         case 282 | 283:  # R_AARCH64_JUMP26, R_AARCH64_CALL26
             layout.bits(where, _instructions(value - where), 26, 0)
-        case kind:
-            raise _unknown(kind, "AArch64")
 
 
 def _address_bits(layout: _Layout, where: int, value: int) -> None:
