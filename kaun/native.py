@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -171,14 +172,24 @@ class Stages(Mapping[str, str]):
         return self._compilation.program if self._given is None else self._given
 
     def __getitem__(self, name: str) -> str:
+        if name == "scheduled":
+            return print_program(self._program)
+        if name == "llvm":
+            return "\n".join(self._modules)
         if name == "assembly":
             from kaun.runtime import engine
 
-            modules = [*self._program.kernels, self._program.entry]
-            return "\n".join(engine.assembly(m.emit(f"kernel_{i}"), self._target) for i, m in enumerate(modules))
+            with ThreadPoolExecutor(targets.usable_cores(), "kaun-assembly") as workers:
+                return "\n".join(workers.map(lambda text: engine.assembly(text, self._target), self._modules))
         if name not in self:
             raise KeyError(f"compiled.stages: got {name!r}, expected one of {', '.join(self)}")
-        return print_program(self._program) if name == "scheduled" else self._compilation.stage(name)
+        return self._compilation.stage(name)
+
+    @cached_property
+    def _modules(self) -> list[str]:
+        """The LLVM IR of each kernel and of the entry."""
+        kernels = [module.emit(f"kernel_{number}") for number, module in enumerate(self._program.kernels)]
+        return [*kernels, self._program.entry.emit("entry")]
 
     def __contains__(self, name: object) -> bool:
         return any(name == stage for stage in self)

@@ -48,9 +48,9 @@ def optimised(llvm_ir_text: str, target: Target, level: int = 2) -> str:
 
 
 def assembly(llvm_ir_text: str, target: Target, level: int = 2) -> str:
-    """The module as the target's assembly text, to read. Same errors as `compile_module`."""
+    """The module as the target's assembly text, to read. Errors and threads as in `compile_module`."""
     machine, module = _optimise(llvm_ir_text, target, level, "engine.assembly")
-    return str(machine.emit_assembly(module))
+    return _emit(machine, module, _ASSEMBLY).decode()
 
 
 def link(modules: Iterable[tuple[str, int]], target: Target, exported: Collection[str]) -> bytes:
@@ -234,11 +234,14 @@ def _optimise(text: str, target: Target, level: int, caller: str) -> tuple[Any, 
     return machine, module
 
 
-def _emit(machine: Any, module: Any) -> bytes:
-    """The bytes of the module's object file."""
+_ASSEMBLY, _OBJECT = 0, 1
+
+
+def _emit(machine: Any, module: Any, kind: int = _OBJECT) -> bytes:
+    """The bytes of the module's object file, or of its assembly text."""
     emit = _unlocked("LLVMPY_TargetMachineEmitToMemory")
     with ffi.OutputString() as problem:
-        buffer = emit(machine, module, 1, problem)
+        buffer = emit(machine, module, kind, problem)
         if not buffer:
             raise RuntimeError(f"engine.compile_module: LLVM could not emit code for {machine.triple}: {problem}")
     try:
