@@ -404,7 +404,9 @@ class _Fusion:
             lowered = self._lower(members, outputs)
         except Illegal as illegal:
             return str(illegal)
-        return _not_worth_it(lowered, outputs) or lowered
+        inside = set(members)
+        computed = {n: c for n, c in lowered.counts.items() if n in inside or not self._has_memory(n)}
+        return _not_worth_it(lowered.kernel, computed, outputs) or lowered
 
     def _structure(self, members: list[Node], outputs: list[Node]) -> tuple[Any, ...]:
         """What lowering looks at: equal for members that differ only in which nodes they are."""
@@ -433,13 +435,15 @@ class _Fusion:
         return max(depth.values())
 
 
-def _not_worth_it(lowered: Lowered, outputs: list[Node]) -> str | None:
-    """Why a kernel would be slower than the two it was merged from; None if it is not."""
-    for node, count in lowered.counts.items():
+def _not_worth_it(kernel: Kernel, computed: Mapping[Node, int], outputs: list[Node]) -> str | None:
+    """Why a kernel would be slower than the two it was merged from; None if it is not.
+
+    `computed`: at how many places it computes each node.
+    """
+    for node, count in computed.items():
         cost = node.op.flops(node) // max(1, node.size)
         if count > 1 and (cost >= EXPENSIVE or node.op is ops.random_bits) and node.size > 1:
             return f"{node.op.name} would be computed {count} times"
-    kernel = lowered.kernel
     if isinstance(kernel, ChainKernel):
         return chains.not_worth_it(kernel)
     if isinstance(kernel, LoopKernel):

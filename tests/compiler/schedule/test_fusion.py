@@ -198,6 +198,21 @@ def test_neighbours_of_an_expensive_value_read_it_from_memory():
     assert [v.name for v in values_of(second) if isinstance(v, Apply)] == ["sub"]
 
 
+def test_a_value_in_memory_may_be_read_at_several_places():
+    weight = RANDOM.normal(size=(50, 16)).astype(np.float32)
+
+    def normed(x, weight):
+        y = x @ weight
+        shifted = y - y[:1]
+        mean = nx.mean(shifted, axis=0)
+        variance = nx.mean(shifted * shifted, axis=0) - mean * mean
+        return (shifted - mean) / nx.sqrt(variance + 1e-5)
+
+    contraction, norm = kernels_of(normed, X, weight)
+    assert isinstance(contraction, ContractionKernel) and isinstance(norm, LoopKernel)
+    assert [v.extent for v in norm.outer] == [16]
+
+
 # Order.
 
 
