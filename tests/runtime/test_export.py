@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_programs import Library, Memory, c_compiler, run
+from graph_strategies import graph_from_seed
 from guarded_programs import GuardedArray
 from kaun.compiler.ir import Graph, Node, dtypes, ops
 from kaun.compiler.pipeline import Compilation
@@ -18,6 +19,7 @@ from kaun.runtime.artifact import Artifact, Details, Function, Leaf
 from kaun.runtime.artifact import Memory as Needs
 from kaun.runtime.export import export, names, state_file
 from kaun.runtime.export.layout import ALIGNMENT, Layout, StateLayout, lay_out
+from kaun.runtime.program import Executable
 from kaun.runtime.target import host, named
 
 import kaun as kn
@@ -86,6 +88,58 @@ def test_a_step_happens_as_a_whole_whatever_leaves_become_of_which(seed: int, tm
     assert library.call("run", given)[0].tobytes() == loss.tobytes()
     for number, expected in enumerate(after):
         assert library.leaf(f"s{number}").tobytes() == expected.tobytes(), f"s{number}"
+
+
+def exported_graph(seed: int, folder: Path) -> tuple[Library, list[np.ndarray], dict[str, bytes]]:
+    """A random graph as a step: some inputs are its state, some constants; what a caller gives, and all results."""
+    example, source = graph_from_seed(seed), random.Random(seed)
+    known = dict(zip(example.graph.inputs, example.arguments, strict=True))
+    kinds = {node: source.choice(("state", "state", "x", "constant")) for node in known}
+    state, given, constants = ([node for node in known if kinds[node] == kind] for kind in ("state", "x", "constant"))
+    inputs = {**{f"s{i}": node for i, node in enumerate(state)}, **{f"x{i}": node for i, node in enumerate(given)}}
+    free = [name for name in inputs if name.startswith("s")]
+    outputs: dict[str, Node] = {}
+    for number, node in enumerate(example.graph.outputs):
+        fitting = [n for n in free if (inputs[n].dtype, inputs[n].shape) == (node.dtype, node.shape)]
+        name = source.choice(fitting) if fitting and source.random() < 0.8 else f"o{number}"
+        free = [other for other in free if other != name]
+        outputs[name] = node
+    step = function("step", inputs, outputs, [(node, known[node]) for node in constants])
+    arguments = [np.ascontiguousarray(known[node]) for node in (*state, *given, *constants)]
+    buffers = Executable(step.program, host()).run([array.ctypes.data for array in arguments])
+    expected = {f"s{i}": known[node].tobytes() for i, node in enumerate(state)}
+    for (name, node), place in zip(outputs.items(), step.program.results, strict=True):
+        if place.kind == "input":
+            expected[name] = arguments[place.position].tobytes()
+        else:
+            expected[name] = ctypes.string_at(buffers[place.position].address, node.nbytes)
+    leaves = tuple(Leaf(f"s{i}", node.dtype, node.shape) for i, node in enumerate(state))
+    made = artifact(step, state=leaves, initial=tuple(known[node] for node in state) if state else None)
+    return Library(export(made, folder), threads=source.choice((1, 2))), [known[node] for node in given], expected
+
+
+def check_exported_graph(seed: int, folder: Path) -> None:
+    library, given, expected = exported_graph(seed, folder)
+    (entry,) = library.layout.entries
+    if library.layout.state.slots:
+        assert library.code("init", library.state.address) == 0
+    results = library.call("run", *given)
+    found = {leaf.name: array.tobytes() for leaf, array in zip(entry.outputs, results, strict=True)}
+    found |= {slot.leaf.name: library.leaf(slot.leaf.name).tobytes() for slot in library.layout.state.slots}
+    library.close()
+    assert found == expected
+
+
+def test_exported_random_graphs_have_the_bits_of_their_programs(tmp_path: Path) -> None:
+    for seed in range(10):
+        check_exported_graph(seed, tmp_path / str(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fifty", range(6))
+def test_many_exported_random_graphs_have_the_bits_of_their_programs(fifty: int, tmp_path: Path) -> None:
+    for seed in range(10 + 50 * fifty, 60 + 50 * fifty):
+        check_exported_graph(seed, tmp_path / str(seed))
 
 
 def test_what_may_be_written_over_the_old_state_is_not_copied() -> None:
