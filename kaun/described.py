@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
+from kaun.compiler.ir import source
+
 P = ParamSpec("P")
 R = TypeVar("R")
 D = TypeVar("D", bound="Described")
@@ -36,10 +38,22 @@ class Described:
 _calls: WeakKeyDictionary[Described, tuple[str, tuple[Any, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
+_lines: WeakKeyDictionary[Described, tuple[str, int]] = WeakKeyDictionary()
+
+
 def remember(made: D, name: str, *args: Any, **keywords: Any) -> D:
-    """`made`, which from now on prints as this call."""
+    """`made`, which from now on prints as this call and knows the line of it."""
     _calls[made] = (name, args, keywords)
+    _lines[made] = source.line()
     return made
+
+
+def made_at(made: Described) -> tuple[str, int] | None:
+    """The file and line of the user's code that made it; None for one's own."""
+    try:
+        return _lines.get(made)
+    except TypeError:  # of functions that cannot be hashed
+        return None
 
 
 def described(make: Callable[P, R]) -> Callable[P, R]:

@@ -18,7 +18,7 @@ from kaun.compiler.ir import source
 from kaun.compiler.ir.dtypes import DType, float32
 from kaun.compiler.ir.dtypes import of as dtype_of
 from kaun.context import Context
-from kaun.described import Described, block, described, remember
+from kaun.described import Described, block, described, made_at, remember
 from kaun.fn.windows import Extents, Padding, extents
 from kaun.init import Initializer
 from kaun.nx import Tensor
@@ -114,7 +114,8 @@ def apply(model: Layer, vars: Vars, x: Any, *, training: bool, ctx: Context | No
             "(from `kn.layer.init`, or `st.vars` of a training state)"
         )
     x = _input(x, vars.dtype)
-    given = model.apply(vars.params, vars.state, x, dtype=vars.dtype, training=training, ctx=ctx)
+    with source.layer("", made_at(model)):
+        given = model.apply(vars.params, vars.state, x, dtype=vars.dtype, training=training, ctx=ctx)
     y, state = _pair(model, given)
     return y, vars.with_state(state)
 
@@ -537,7 +538,7 @@ def sequential(layers: Sequence[Layer]) -> Layer:
                 )
         states = []
         for position, child in enumerate(children):
-            with source.layer(str(position)):
+            with source.layer(str(position), made_at(child)):
                 variables = params[position], state[position]
                 given = child.apply(*variables, x, dtype=dtype, training=training, ctx=ctx)
                 x, new_state = _pair(child, given)
@@ -574,7 +575,7 @@ def compose(left: Layer, right: Layer) -> Layer:
                 )
         states = {}
         for name, child in children.items():
-            with source.layer(name):
+            with source.layer(name, made_at(child)):
                 variables = params[name], state[name]
                 given = child.apply(*variables, x, dtype=dtype, training=training, ctx=ctx)
                 x, states[name] = _pair(child, given)
@@ -594,7 +595,8 @@ def residual(inner: Layer) -> Layer:
     def apply(
         params: Tree, state: Tree, x: Any, /, *, dtype: DType, training: bool, ctx: Context | None
     ) -> tuple[Tensor, Tree]:
-        y, new_state = _pair(inner, inner.apply(params, state, x, dtype=dtype, training=training, ctx=ctx))
+        with source.layer("", made_at(inner)):
+            y, new_state = _pair(inner, inner.apply(params, state, x, dtype=dtype, training=training, ctx=ctx))
         if y.shape != x.shape:
             raise invalid_value(
                 "layer.residual", f"got {describe(y._node)} from the inner layer, expected the input's {list(x.shape)}"

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, FrameType
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,17 @@ _layer_path: ContextVar[str] = ContextVar("layer_path", default="")
 _phase: ContextVar[str] = ContextVar("phase", default="forward")
 
 
+class _Origin(NamedTuple):
+    """The line that made the layer being applied, and the frame that applies it."""
+
+    file: str
+    line: int
+    frame: FrameType
+
+
+_origin: ContextVar[_Origin | None] = ContextVar("layer_origin", default=None)
+
+
 def add_library_folder(folder: str) -> None:
     """Treat code under `folder` as part of the library when looking for the user's line."""
     _library_folders.append(os.path.abspath(folder) + os.sep)
@@ -43,11 +55,16 @@ def add_library_folder(folder: str) -> None:
 
 
 def current() -> Source:
-    """The place the user's code is at now, or the place being inherited inside `inherit`."""
+    """The place the user's code is at now, or the place being inherited inside `inherit`.
+
+    For a layer of the library that is the line that made the layer: the user's code that applies it, a training step
+    perhaps, would say nothing.
+    """
     override = _override.get()
     if override is not None:
         return override
     frame = sys._getframe(1)
+    origin = _origin.get()
     while True:
         code = frame.f_code
         library = _is_library.get(code)
@@ -55,6 +72,8 @@ def current() -> Source:
             name = os.path.abspath(code.co_filename)
             library = name.startswith(tuple(_library_folders))
             _is_library[code] = library
+        if origin is not None and frame is origin.frame:
+            return Source(origin.file, origin.line, _layer_path.get(), _phase.get())
         if not library or frame.f_back is None:
             return Source(code.co_filename, frame.f_lineno, _layer_path.get(), _phase.get())
         frame = frame.f_back
@@ -65,15 +84,27 @@ def layer_path() -> str:
     return _layer_path.get()
 
 
+def line() -> tuple[str, int]:
+    """The file and line of the user's code now."""
+    here = current()
+    return here.file, here.line
+
+
 @contextmanager
-def layer(name: str) -> Iterator[None]:
-    """Nodes made inside carry `name` appended to the layer path."""
+def layer(name: str, made_at: tuple[str, int] | None = None) -> Iterator[None]:
+    """Nodes made inside carry `name`, if it is not empty, appended to the layer path.
+
+    made_at: the file and line that made the layer, see `current`; None for a layer of the user's own.
+    """
     outer = _layer_path.get()
-    token = _layer_path.set(f"{outer}.{name}" if outer else name)
+    path = _layer_path.set(f"{outer}.{name}" if outer and name else outer or name)
+    # Around this function are `contextmanager` and then the frame whose `with` it is.
+    origin = _origin.set(None if made_at is None else _Origin(*made_at, sys._getframe(2)))
     try:
         yield
     finally:
-        _layer_path.reset(token)
+        _origin.reset(origin)
+        _layer_path.reset(path)
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from kaun.compiler.ir import topological
 
+import kaun as kn
 from kaun import fn, init, layer, nx, ptree
 from kaun.context import Context
 
@@ -268,3 +271,58 @@ def test_initialisers_of_a_layer_can_be_chosen():
     model = layer.linear(in_features=3, out_features=2, weight_init=init.ones, bias_init=init.constant(0.5))
     y, _ = layer.apply(model, made(model), np.ones((1, 3)), training=False)
     np.testing.assert_array_equal(y.numpy(), [[3.5, 3.5]])
+
+
+# --- where nodes come from -------------------------------------------------------------------------------------------
+
+
+def forward_lines(model, shape):
+    """The source lines of what a model computes, by layer path."""
+    with nx.rng.run(seed=0):
+        variables = layer.init(model)
+    compiled = kn.compile(
+        lambda params, x: layer.apply(model, variables.with_params(params), x, training=False)[0],
+        variables.params, kn.spec(shape),
+    )  # fmt: skip
+    nodes = compiled.functions["call"].graph.nodes
+    return {(node.source.path, node.source.line) for node in nodes if node.inputs and node.source.file == __file__}
+
+
+def line_here():
+    return sys._getframe(1).f_lineno
+
+
+def test_what_a_layer_of_the_library_computes_comes_from_the_line_that_made_it():
+    first = line_here() + 2
+    model = layer.sequential([
+        layer.linear(in_features=3, out_features=4),
+        layer.residual(layer.sequential([
+            layer.tanh(),
+            layer.layer_norm(dim=4),
+        ])),
+    ])  # fmt: skip
+    found = forward_lines(model, (2, 3))
+    assert {("0", first), ("1.0", first + 2), ("1.1", first + 3)} <= found
+    assert ("1", first + 1) in found  # the sum of the residual
+
+
+def test_what_one_s_own_layer_computes_comes_from_its_own_lines():
+    def apply(params, state, x, *, dtype, training, ctx):
+        return nx.exp(x), state  # this line
+
+    own = layer.Layer(lambda *, dtype: layer.Vars((), (), dtype), apply)
+    inside = line_here() - 3
+    assert ("1", inside) in forward_lines(layer.sequential([layer.relu(), own]), (2,))
+
+
+def test_the_line_of_a_layer_ends_with_it():
+    inner = layer.tanh()
+    made = line_here() - 1
+
+    def apply(params, state, x, *, dtype, training, ctx):
+        y, _ = layer.apply(inner, layer.Vars((), (), dtype), x, training=training)
+        return nx.exp(y), state
+
+    after = line_here() - 2
+    own = layer.Layer(lambda *, dtype: layer.Vars((), (), dtype), apply)
+    assert {("0", made), ("0", after)} <= forward_lines(layer.sequential([own]), (2,))
