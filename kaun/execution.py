@@ -191,7 +191,12 @@ def compiled(graph: Graph, text: str | None = None, target: targets.Target | Non
     found = _remembered(name)
     if found is not None:
         return found
-    made = CompiledGraph(detached(graph), text, target)
+    try:
+        made = CompiledGraph(detached(graph), text, target)
+    except Exception:
+        if observe.observers:
+            observe.running(graph, None)
+        raise
     with _lock:
         _programs[name] = made
         while len(_programs) > MOST_PROGRAMS:

@@ -11,13 +11,14 @@ from kaun.compiler.ir import Graph
 if TYPE_CHECKING:
     from kaun.execution import Storage
 
-# Given a graph and its inputs, before its program runs; the inputs may be written over when it has.
-Observer = Callable[[Graph, "Sequence[Storage]"], None]
+# Given a graph and its inputs, before its program runs; the inputs may be written over when it has. None in their place
+# tells of a graph that could not be compiled.
+Observer = Callable[[Graph, "Sequence[Storage] | None"], None]
 
 observers: list[Observer] = []
 
 
-def running(graph: Graph, inputs: Sequence[Storage]) -> None:
+def running(graph: Graph, inputs: Sequence[Storage] | None) -> None:
     """Tell everybody who looks on. Ask `observers` first, which is empty nearly always."""
     for observer in tuple(observers):
         observer(graph, inputs)

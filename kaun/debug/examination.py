@@ -72,7 +72,12 @@ def examine(
         for native in function.functions.values():
             compare(native.graph, random_inputs(native.graph))
     else:
-        watch(function, args, kwargs, compare)
+        try:
+            watch(function, args, kwargs, compare)
+        except Exception:
+            # A program that cannot be compiled was looked at before this came here.
+            if fault is None:
+                raise
     return Examination(len(seen), nodes, fault)
 
 
@@ -104,11 +109,17 @@ def watch(
     kwargs: dict[str, Any],
     look: Callable[[Graph, tuple[Array, ...]], None],
 ) -> None:
-    """Call the function, and show every program that it runs, with copies of its inputs."""
+    """Call the function, and show every program that it runs, with copies of its inputs.
+
+    One that cannot be compiled is shown with random inputs, and then its error is raised.
+    """
     nx.realize(*tensors_in((tuple(args), kwargs)))
 
-    def show(graph: Graph, inputs: Sequence[Storage]) -> None:
-        look(graph, tuple(np.array(storage.array) for storage in inputs))
+    def show(graph: Graph, inputs: Sequence[Storage] | None) -> None:
+        if inputs is None:
+            look(graph, random_inputs(graph))
+        else:
+            look(graph, tuple(np.array(storage.array) for storage in inputs))
 
     with observe.observing(show):
         nx.realize(*tensors_in(function(*args, **kwargs)))

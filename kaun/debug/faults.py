@@ -27,7 +27,8 @@ class Fault:
     """A place where compiled code and the interpreter (or a gradient and a difference) disagree.
 
     stage: "gradient", "simplified", "fused", "scheduled", "llvm", "assembly" or "program".
-    culprit: the pass, the op whose rule is wrong, or the part of the program ("alias", "memory plan", "entry").
+    culprit: the pass, the op whose rule is wrong, or the part of the program ("alias", "memory plan", "launches",
+        "entry").
     node: the first node that disagrees; it knows its layer path and the user's line (`node.source`).
     difference: how far off it is; None where something broke before there were numbers, which `reason` then tells.
     reproducer: the smallest part of the graph that shows it, with inputs.

@@ -33,7 +33,7 @@ class Printer:
         self._keys: set[int] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, graph: Graph, inputs: Sequence[Storage]) -> None:
+    def __call__(self, graph: Graph, inputs: Sequence[Storage] | None) -> None:
         if graph in self._graphs:
             return
         with self._lock:
@@ -54,4 +54,8 @@ class Printer:
         where = f", made at {places[-1]}" if places else ""
         for name in self._names:
             print(f"--- program {number}: {len(graph.nodes)} nodes{where}: {name} ---", file=file)
-            print(made[name], end="", file=file, flush=True)
+            try:
+                text = made[name]
+            except Exception as error:  # of a compiler that is being worked on: what comes before is worth reading
+                text = f"(there is no such stage: {type(error).__name__}: {error})\n"
+            print(text, end="", file=file, flush=True)

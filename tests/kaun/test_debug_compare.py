@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from graph_strategies import graph_from_seed
+from kaun.compiler import passes
+from kaun.compiler.codegen.arithmetic import Arithmetic
 from kaun.compiler.ir import Op, dtypes, ops
 from kaun.tools import command
 from promises import cnn, examples, mlp, started, trainer_of
@@ -111,6 +114,37 @@ def test_a_wrong_kernel_is_found_behind_right_ones_and_named_with_layer_and_line
     text = repr(found)
     assert "the first node that disagrees is `tanh` float32[32, 6] in layer `3` at test_debug_compare.py:" in text
     assert f"{difference.wrong} of 192 elements are off" in text
+
+
+def test_what_cannot_be_compiled_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: Any) -> Any:
+        raise KeyError("a bug in a pass")
+
+    x = nx.asarray(np.ones(31, np.float32))
+    monkeypatch.setitem(passes.PASSES, "join_products", broken)
+    found = kn.debug.compare(kn.jit(lambda x: x * 7.25 - 3), x)
+    assert found.fault is not None and (found.fault.stage, found.fault.culprit) == ("simplified", "join_products")
+    assert "it raised KeyError: 'a bug in a pass'" in repr(found)
+    file = io.StringIO()
+    with kn.debug.stages("traced", "simplified", file=file), pytest.raises(KeyError):
+        kn.jit(lambda x: x * 7.25 - 4)(x)
+    assert "mul(%0, %1)" in file.getvalue() and "(there is no such stage: KeyError" in file.getvalue()
+
+
+def test_code_that_cannot_be_emitted_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise NotImplementedError("a bug in code generation")
+
+    monkeypatch.setattr(Arithmetic, "_where", broken)
+    function = kn.jit(lambda x: nx.exp(nx.where(x > 7.25, x, 2 * x)) + 1)
+    found = kn.debug.compare(function, nx.asarray(np.ones(29, np.float32)))
+    assert found.fault is not None and (found.fault.stage, found.fault.op) == ("llvm", "where")
+    assert "NotImplementedError: a bug in code generation" in repr(found)
+
+
+def test_an_error_of_the_function_itself_is_passed_on() -> None:
+    with pytest.raises(ValueError, match="mine"):
+        kn.debug.compare(lambda: (_ for _ in ()).throw(ValueError("mine")))
 
 
 def test_a_failure_is_saved_replayed_bisected_and_made_smaller(
