@@ -85,8 +85,8 @@ def _named(found: Any) -> str:
     return "" if fault is None else f"{fault.stage} {fault.culprit} {fault.op}".strip()
 
 
-def main(path: Path) -> None:
-    """Plant the mistake and look for it."""
+def main(path: Path, reduce: bool = False) -> None:
+    """Plant the mistake and look for it; with `reduce`, tell to what the failure was reduced."""
     patch = Patch.read(path)
     os.environ["KAUN_CACHE"] = "0"
     # The folder of this file holds one with the library's name.
@@ -103,8 +103,19 @@ def main(path: Path) -> None:
     arguments = [nx.asarray(draw.normal(size=shape).astype(np.float32)) for shape in shapes]
     function = kn.jit(eval(patch.run, {"kn": kn, "nx": nx}))
     compared, bisected = kn.debug.compare(function, *arguments), kn.debug.bisect(function, *arguments)
-    print(json.dumps({"compare": _named(compared), "bisect": _named(bisected), "text": repr(bisected)}))
+    found: dict[str, Any] = {"compare": _named(compared), "bisect": _named(bisected), "text": repr(bisected)}
+    if reduce:
+        from kaun.tools.reduce import failure_of
+
+        from kaun.debug.shrinking import shrink
+
+        failure = failure_of(bisected.fault.reproducer)
+        assert failure is not None
+        small = shrink(bisected.fault.reproducer, failure[1], 300)
+        found["ops"] = [node.op.name for node in small.graph.nodes if node.op.name not in ("input", "constant")]
+        found["elements"] = sum(node.size for node in small.graph.inputs)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), reduce="--reduce" in sys.argv)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from miscompiled import Patch
@@ -15,12 +16,34 @@ PATCHES = [Patch.read(path) for path in sorted(FOLDER.glob("*.patch"))]
 ids = [patch.path.stem for patch in PATCHES]
 
 
+def run(patch: Patch, *options: str) -> dict[str, Any]:
+    """What `miscompiled.py` tells of a mistake."""
+    script = Path(__file__).resolve().parent / "miscompiled.py"
+    done = subprocess.run([sys.executable, script, patch.path, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "ops", "elements"),
+    [
+        ("a_tail_of_lanes_is_one_short", ["exp"], 20),
+        ("adding_a_negative_swaps_the_operands", ["neg", "add"], 2),
+        ("padding_is_read_from_its_neighbours", ["pad"], 4),
+        ("gradient_of_cos_has_the_wrong_sign", ["cos"], 1),
+    ],
+)
+def test_a_failure_is_reduced_to_the_op_and_few_elements(name: str, ops: list[str], elements: int) -> None:
+    (patch,) = (patch for patch in PATCHES if patch.path.stem == name)
+    found = run(patch, "--reduce")
+    assert found["ops"] == ops
+    assert 0 < found["elements"] <= elements
+
+
 @pytest.mark.parametrize("patch", PATCHES, ids=ids)
 def test_the_mistake_is_found_and_named(patch: Patch) -> None:
-    script = Path(__file__).resolve().parent / "miscompiled.py"
-    done = subprocess.run([sys.executable, script, patch.path], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run(patch)
     assert found["bisect"] == patch.finds, found["text"]
     # A gradient is a graph like any other, which compiled code and interpreter compute alike: that it is the gradient
     # of something is for `bisect` to check.

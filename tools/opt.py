@@ -72,5 +72,7 @@ def main(arguments: Sequence[str], prog: str = "kaun opt") -> int:
         print(apply(graph, wanted, execution.vector_target(targets.host())), end="")
     except (ValueError, NotImplementedError, AssertionError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        if wanted and wanted[-1] in LATER and "lower_convolutions" not in wanted:
+            print(f"Kernels are made of what the passes leave: try --pass standard,{wanted[-1]}", file=sys.stderr)
         return 1
     return 0

@@ -120,8 +120,12 @@ def _shorter(failure: Reproducer) -> Iterator[Reproducer]:
             if shorter < extent:
                 for multiples in (False, True):
                     candidate = _with_extent(failure, extent, shorter, multiples)
-                    if candidate is not None:
+                    if candidate is not None and _elements(candidate) < _elements(failure):
                         yield candidate
+
+
+def _elements(failure: Reproducer) -> int:
+    return sum(node.size for node in failure.graph.nodes)
 
 
 def _with_extent(failure: Reproducer, old: int, new: int, multiples: bool) -> Reproducer | None:

@@ -155,6 +155,19 @@ def test_opt_explains_what_it_refuses(
     assert reason in refusal(capsys, "opt", *arguments)
 
 
+def test_opt_tells_what_a_graph_has_to_go_through_before_it_is_fused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.ir").write_text(
+        'graph(%0: float32[1, 1, 5] "x", %1: float32[1, 1, 3] "w") {\n'
+        "  %2 = conv_general(%0, %1, strides=(1,), padding=((1, 1),), lhs_dilation=(1,), rhs_dilation=(1,), groups=1)"
+        " : float32[1, 1, 5]\n  return %2\n}\n"
+    )
+    assert command.main(["opt", "c.ir", "--pass", "simplify,fuse"]) == 1
+    assert "try --pass standard,fuse" in capsys.readouterr().err
+    assert "kernel 0" in output(capsys, "opt", "c.ir", "--pass", "standard,fuse")
+
+
 @pytest.mark.parametrize("inputs", ["named.npz", "ordered.npz"])
 @pytest.mark.parametrize("backend", ["compiled", "interpreter"])
 def test_run_computes_a_graph(
