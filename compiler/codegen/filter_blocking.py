@@ -62,7 +62,11 @@ class FilterPlan:
     results:       for each row of a block, which rows of the contraction it makes; the last row is for what is dropped
     image_plane, right_plane, sum_plane: distances between points of the transformed operands and of the sums
     channel_step:  distance of two patches in the transformed image
-    row_stride:    distance of two rows of sums
+    row_stride:    distance of two rows of results
+    finish_rows:   as in a WindowPlan
+    image_offset, sums_offset, results_offset, turned_offset, raw_offset: where the scratch memory has the transformed
+                   image, sums at all points, results (over box and image, which are no longer read then), results that
+                   are turned, and a panel of the right operand as it is
     slots:         what it is expected to cost, in the unit of WindowPlan
     """
 
@@ -99,9 +103,10 @@ class FilterPlan:
 class _Shape:
     """A contraction seen as places and channels.
 
-    axes:     of the image: that of the channels, and the window's two
-    places:   on every axis of the image, those of all places (of the other window axes' first tap)
-    height, width: of the places of one outer entry
+    by_places: whether places are the rows, and channels and taps the depth, or the other way round
+    channel, window: the axis of the image that channels are, and the two that the window moves along
+    places:    of the rows or the depth, where each lies on every axis of the image
+    height, width: of the places of one outer entry, an example of a batch
     """
 
     by_places: bool
