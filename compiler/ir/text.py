@@ -119,6 +119,8 @@ def parse_graph(text: str) -> Graph:
     inputs, names = [], []
     for position, match in enumerate(_INPUT.finditer(header.group(1))):
         number, dtype, shape, name = match.groups()
+        if dtype not in dtypes.BY_NAME:
+            raise ValueError(f"text.parse_graph: %{number} is of the unknown dtype {dtype!r}")
         node = ops.input_(identity=("parsed", position), dtype=dtypes.of(dtype), shape=_parse_shape(shape))
         nodes[number] = node
         inputs.append(node)
