@@ -19,6 +19,7 @@ from kaun import (
     train,
 )
 from kaun.compiled import Compiled, compile, spec
+from kaun.compiled_step import CompiledStep
 from kaun.compiler.ir.dtypes import (
     bfloat16,
     bool_,
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Compiled",
+    "CompiledStep",
     "attention",
     "bfloat16",
     "bool",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kaun.runtime import target as targets
 from kaun.runtime.cache import default_cache
+from kaun.runtime.program import Executable
 
 import kaun as kn
 from kaun import nx
@@ -168,6 +169,32 @@ def test_a_donated_state_is_written_over_except_for_what_somebody_holds():
     for use in (lambda: given_up.vars, lambda: given_up.step, lambda: step(given_up, x, y)):
         with pytest.raises(ValueError, match="given up to a step with donate=True"):
             use()
+
+
+def test_an_interrupted_step_gives_a_donated_state_back(monkeypatch):
+    step = compiled(trainer())
+    x, y = next(batches(1))
+    _, st = step(fresh(step.init), x, y)
+    before = numbers(st)
+    start = Executable.start
+
+    def interrupted(self, record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Executable, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step(st, x, y, donate=True)
+    assert all(array.tobytes() == before[path].tobytes() for path, array in numbers(st).items())
+
+    def interrupted_late(self, record):
+        start(self, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Executable, "start", interrupted_late)
+    with pytest.raises(KeyboardInterrupt):
+        step(st, x, y, donate=True)
+    monkeypatch.undo()
+    assert int(st.step) == 2  # the step as a whole
 
 
 class Pair(NamedTuple):
