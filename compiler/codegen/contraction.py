@@ -17,9 +17,10 @@ how C is finished (a callback evaluates the epilogue on each vector of sums and 
 
 Where column sums are wanted too, the chunks with the first rows add up B's rows block by block (`column_sums.py`).
 
-A's panel stays in the first-level cache for a whole sweep over j, B's block in the second-level one for all i. Tiles
-live in scratch: one if there is a single k block, else the whole block of C. Sums are always taken in the order of k,
-and which thread runs a chunk changes nothing, so a result has the same bits on any number of threads.
+A's panel stays in the first-level cache for a whole sweep over j, or is rows in memory whose lines are asked for while
+the tiles above them are computed; B's block stays in the second-level cache for all i. Tiles live in scratch: one if
+there is a single k block, else the whole block of C. Sums are always taken in the order of k, and which thread runs a
+chunk changes nothing, so a result has the same bits on any number of threads.
 """
 
 import itertools

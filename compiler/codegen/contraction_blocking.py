@@ -2,7 +2,8 @@
 
 The loop nest the plan sizes is BLIS's (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS
 Functionality", ACM TOMS 2015) with its two innermost block loops exchanged, so that the operand read by broadcasts
-stays in the first-level cache and the operand read by whole vectors streams from the second.
+stays in the first-level cache, or passes through it line by line, and the other one, read by whole vectors, streams
+from the second.
 """
 
 from collections.abc import Iterator, Sequence
