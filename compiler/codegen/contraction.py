@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from .column_sums import ColumnSums, FinishColumns
-from .contraction_blocking import Blocking, Contraction, Operand, comes_in_lines, plan, readable_in_place
+from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
 from .contraction_packing import pack_memory_a, pack_memory_b
 from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, on_first, smaller
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
@@ -173,7 +173,7 @@ def _emit_micro_kernels(
             k_remainder=contraction.k % blocking.unroll != 0,
             accumulate=contraction.k > blocking.kc,
             has_fma=target.has_fma,
-            rows_ahead=not packs and _runs_of_rows_follow(contraction, blocking),
+            rows_ahead=not packs and _rows_follow(contraction, blocking),
             source_stride=(contraction.b.strides or (0, 0))[0] if packs else None,
         )
         if kernel not in emitted:
@@ -191,12 +191,14 @@ def _packs_on_the_way(contraction: Contraction, blocking: Blocking) -> bool:
     return not blocking.direct_b and readable_in_place(contraction)[1] and contraction.k > 0
 
 
-def _runs_of_rows_follow(contraction: Contraction, blocking: Blocking) -> bool:
-    """Whether the micro-kernel reads rows of A in place that are runs of memory, and the next tile reads those behind.
+def _rows_follow(contraction: Contraction, blocking: Blocking) -> bool:
+    """Whether the micro-kernel reads A in place, by rows or by columns that are runs of memory, and more tiles follow.
 
-    A processor follows a run of lines once it has seen some of it, and at the end of each row has to begin again.
+    A processor follows a run of lines once it has seen some of it, and at the end of each row has to begin again; runs
+    along m, a line or two at each k, it does not follow at all.
     """
-    return blocking.direct_a and comes_in_lines(contraction.a) and contraction.m > blocking.mr
+    strides = contraction.a.strides
+    return blocking.direct_a and strides is not None and 1 in strides and contraction.m > blocking.mr
 
 
 def _tile_sizes(total: int, tile: int) -> list[tuple[bool, int]]:

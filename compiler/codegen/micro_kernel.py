@@ -10,7 +10,7 @@ from .vector_target import element_bits
 
 _BYTE_BITS = 8
 _LINE_BYTES = 64  # of a cache
-_FOR_READING, _SECOND_LEVEL, _DATA = 0, 2, 1  # what llvm.prefetch wants to be told
+_FOR_READING, _SECOND_LEVEL, _FIRST_LEVEL, _DATA = 0, 2, 3, 1  # what llvm.prefetch wants to be told
 _AHEAD_SLOTS = 768  # multiply-adds of a vector that hide how long memory takes to answer
 
 
@@ -93,7 +93,7 @@ def emit_micro_kernel(module: ir.Module, name: str, kernel: MicroKernel, attribu
     if kernel.k_remainder:
         unrolled_k = builder.and_(k, index(-kernel.unroll))  # unroll is a power of two
     moving = [read.start, b, *([function.args[-1]] if kernel.source_stride is not None else [])]
-    k_loop = _k_loop_with_rows_ahead if kernel.rows_ahead else _k_loop
+    k_loop = _k_loop_with_rows_ahead if kernel.rows_ahead and kernel.a_strides[1] == 1 else _k_loop
     state = k_loop(builder, read, unrolled_k, kernel.unroll, [*moving, *accumulators])
     if kernel.k_remainder:
         state = _k_loop(builder, read, builder.sub(k, unrolled_k), 1, state)
@@ -166,6 +166,9 @@ def _k_loop(
                 row = _packed_row(builder, kernel, source[0], b, step, left)
             else:
                 row = _row_of_b(builder, kernel, b, step)
+            if kernel.rows_ahead and kernel.a_strides[1] != 1:  # where the line at this k ends, the next tile goes on
+                last = step * kernel.a_strides[1] + (2 * kernel.rows - 1) * kernel.a_strides[0]
+                prefetch(builder, builder.gep(a, [index(last)], source_etype=scalar), _FIRST_LEVEL)
             sums = _outer_product(builder, read, a, row, step, sums)
         return [
             read.advance(builder, a, unroll),
@@ -274,11 +277,11 @@ def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, h
     return builder.fadd(builder.fmul(a, b), c)
 
 
-def prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Ask for the line at `pointer` to be brought to the second-level cache; no access, so any address will do."""
+def prefetch(builder: ir.IRBuilder, pointer: ir.Value, level: int = _SECOND_LEVEL) -> None:
+    """Ask for the line at `pointer` to be brought to a cache; no access, so any address will do."""
     integer = ir.IntType(32)
     signature = ir.FunctionType(ir.VoidType(), [POINTER, integer, integer, integer])
-    arguments = [ir.Constant(integer, value) for value in (_FOR_READING, _SECOND_LEVEL, _DATA)]
+    arguments = [ir.Constant(integer, value) for value in (_FOR_READING, level, _DATA)]
     builder.call(_declare(builder.module, "llvm.prefetch.p0", signature), [pointer, *arguments])
 
 

@@ -1,6 +1,7 @@
 """The contraction template computes what NumPy does, for every shape, layout, element type and vector width."""
 
 import ctypes
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,10 +248,11 @@ def test_rows_of_b_are_packed_while_they_are_multiplied_and_columns_beforehand()
         assert ("packing_tile" in text) != beforehand
 
 
-def test_lines_of_the_next_rows_are_asked_for_where_rows_are_runs_of_memory() -> None:
-    for transposed, m, expected in ((False, 200, True), (False, 1, False), (True, 200, False)):
+def test_lines_of_the_next_rows_are_asked_for_where_a_is_read_in_place() -> None:
+    for direct_a, transposed, m in itertools.product((False, True), (False, True), (1, 200)):
         contraction = dense(1, m, 70, 40, transposed_a=transposed)
-        blocking = plan(contraction, AVX512, direct_b=True)
+        blocking = plan(contraction, AVX512, direct_a, direct_b=True)
+        expected = direct_a and m > 1
         assert ("llvm.prefetch" in kernel_text(contraction, blocking, AVX512, plain(contraction))) == expected
 
 
