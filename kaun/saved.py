@@ -94,6 +94,24 @@ def load(path: Path, *, recompile: bool = False) -> Compiled | CompiledStep:
         raise ValueError(f"kn.load: {os.fspath(path)}: {error}") from error
 
 
+def described(path: Path) -> tuple[ArtifactData, dict[str, Program]]:
+    """What a file says of itself, with the programs of its functions, whatever machine its code is for.
+
+    Errors are those of `load`.
+    """
+    sections = saved_file.read(path)
+    try:
+        data = _about(sections)
+        machine = execution.vector_target(data.target)
+        programs = {}
+        for function in data.functions:
+            text = _section(sections, _text_name(function.name, "scheduled")).content().decode()
+            programs[function.name] = stored_programs.parsed(text, machine)
+        return data, programs
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
 def _loaded(sections: Sections, recompile: bool) -> Compiled | CompiledStep:
     data = _about(sections)
     problem = _problem(data)

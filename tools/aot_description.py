@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from kaun.runtime.artifact import Leaf
 
 
 def of_file(name: str) -> str:
@@ -103,4 +106,45 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], indent: int, 
 
 
 def _read_saved(path: Path) -> dict[str, Any]:
-    raise ValueError(f"{path} is neither the description of an export nor a file that `save` wrote")
+    """A saved file as an export describes itself."""
+    from kaun import saved
+
+    data, programs = saved.described(path)
+    found: dict[str, Any] = {
+        "kind": data.kind,
+        "name": data.name,
+        "versions": data.versions,
+        "target": {
+            "name": data.target.name, "triple": data.target.triple, "pointer_bits": data.target.pointer_bits,
+        },
+        "needs": data.needs,
+        "functions": {},
+    }  # fmt: skip
+    if data.state:
+        found["state"] = {
+            "bytes": sum(leaf.nbytes for leaf in data.state),
+            "initial": "embedded" if data.has_initial else "none",
+            "leaves": [_leaf(leaf) for leaf in data.state],
+        }
+    kept = {leaf.name for leaf in data.state}
+    for function in data.functions:
+        given = function.inputs[: len(function.inputs) - function.constants]
+        written = kept if function.name == "step" else set()
+        found["functions"][function.name] = {
+            "inputs": [_leaf(leaf) for leaf in given if leaf.name not in kept],
+            "outputs": [_leaf(leaf) for leaf in function.outputs if leaf.name not in written],
+            "writes_state": bool(written),
+            "flops": sum(kernel.flops for kernel in function.kernels),
+            "bytes": sum(kernel.bytes for kernel in function.kernels),
+            "memory": {
+                "arena": programs[function.name].arena_bytes,
+                "scratch_for_each_thread": programs[function.name].scratch_bytes,
+                "constants": sum(leaf.nbytes for leaf in function.inputs[len(given) :]),
+            },
+            "kernels": [dataclasses.asdict(kernel) for kernel in function.kernels],
+        }
+    return found
+
+
+def _leaf(leaf: Leaf) -> dict[str, Any]:
+    return {"path": leaf.name, "dtype": leaf.dtype.name, "shape": list(leaf.shape), "bytes": leaf.nbytes}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kaun.runtime.presets import PRESETS
-from kaun.tools import command
+from kaun.tools import command, subject
 
 MODULE = """\
 import kaun as kn
@@ -129,11 +129,31 @@ def test_inspect_shows_a_function(capsys: pytest.CaptureFixture[str]) -> None:
     assert "float32[4, 8]" in shown and "-> result: float32[4, 3]\n" in shown
 
 
+def test_inspect_shows_a_saved_file_for_whatever_machine_it_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = subject.value_of("ahead.py:step")
+    step.save("here.kaun")
+    assert command.main(["aot", "inspect", "here.kaun"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("here.kaun: training step step\n") and "with numbers to start from" in shown
+    assert "step(x: float32[4, 6], y: int32[4]) -> loss: float32[] and the state\n" in shown
+    assert "init(key: uint32[2], first: uint32[]) -> " in shown
+    assert f"{step.cost.flops:,} operations" in shown and f"arena {step.memory.arena:,}" in shown
+    assert shown.count(" kernel  launch  chunks ") >= 4  # a table for each function
+    # Cut short, and changed in the middle.
+    content = (folder / "here.kaun").read_bytes()
+    (folder / "cut.kaun").write_bytes(content[:-1])
+    assert "cut short" in complaint(capsys, "inspect", "cut.kaun")
+    (folder / "bad.kaun").write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    assert "damaged" in complaint(capsys, "inspect", "bad.kaun")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "neither the description of an export nor a file"),
-        (b"GIF89a", "neither the description of an export nor a file"),
+        (b"", "this is not a file that `save`"),
+        (b"GIF89a", "this is not a file that `save`"),
         (b"{", "is not the description of an export"),
         (b"{}", "has format None, expected 1"),
         (b'{"format": 2}', "has format 2, expected 1"),
