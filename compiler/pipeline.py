@@ -26,6 +26,7 @@ from .program_text import print_program
 from .schedule import bundling
 from .schedule.bundling import Launch
 from .schedule.fusion import ScheduledKernel, fuse
+from .schedule.in_place import Shared, shared_places
 from .schedule.loop_ir import Kernel
 from .schedule.memory import Lifetime, peak_bytes, plan_arena
 from .schedule.order import order_kernels
@@ -105,6 +106,15 @@ class Compilation:
         return [self._launches[k] for k in self._order]
 
     @cached_property
+    def places(self) -> list[Shared]:
+        """The places of the arena, each with the intermediates that are in it one after the other."""
+        steps: list[list[ScheduledKernel]] = []
+        for bundle in self._bundles:
+            kernels = [self.fused[k] for chain in bundle for k in chain.kernels]
+            steps += [kernels] if len(bundle) > 1 else [[kernel] for kernel in kernels] + [[]]
+        return shared_places(steps, self.lifetimes)
+
+    @cached_property
     def lifetimes(self) -> dict[Node, Lifetime]:
         """The intermediates: values written by one kernel for others, and outputs of no one.
 
@@ -128,8 +138,12 @@ class Compilation:
     def program(self) -> Program:
         """The program the runtime runs."""
         graph, _ = self._without_waits
-        offsets, arena_bytes = plan_arena(list(self.lifetimes.values()))
-        places = {n: Place("arena", offset) for n, offset in zip(self.lifetimes, offsets, strict=True)}
+        offsets, arena_bytes = plan_arena([shared.lifetime for shared in self.places])
+        places = {
+            n: Place("arena", offset)
+            for shared, offset in zip(self.places, offsets, strict=True)
+            for n in shared.values
+        }
         places.update({n: Place("input", i) for i, n in enumerate(graph.inputs)})
         computed = [n for n in dict.fromkeys(graph.outputs) if n not in places]
         places.update({n: Place("output", i) for i, n in enumerate(computed)})
@@ -165,7 +179,7 @@ class Compilation:
     @property
     def lower_bound_bytes(self) -> int:
         """Bytes of intermediates alive at once: the arena cannot be smaller."""
-        return peak_bytes(list(self.lifetimes.values()))
+        return peak_bytes([shared.lifetime for shared in self.places])
 
     def stage(self, name: str) -> str:
         """The text of a stage. ValueError for a name that is not in STAGES."""

@@ -9,6 +9,8 @@ from .ir.verify import VerificationError
 from .program import Bundle, Call, Chain, Place, Program
 from .program_aliases import illegal_alias
 from .program_text import buffer_types
+from .schedule.aliasing import may_overwrite
+from .schedule.loop_ir import Kernel
 from .schedule.memory import ALIGNMENT
 from .schedule.parse import parse_kernel
 
@@ -24,7 +26,8 @@ def verify_program(program: Program) -> None:
     - What a call reads of outputs and arena was written as a whole by one call before it, in an earlier launch or in
       its chain, and not written over since.
     - What a chain writes, no other chain of its launch reads or writes.
-    - What a call writes overlaps nothing else that it reads or writes.
+    - What a call writes overlaps nothing else that it writes, and of what it reads only arrays that it reads element by
+      element, each before it writes the one in its place.
     - Arena places start on cache lines.
     - An output that may be written over an input is written by the last call to read it, element by element.
 
@@ -38,6 +41,7 @@ class _Verifier:
         self.program = program
         self.types = [buffer_types(module.text) for module in program.kernels]
         self.written: set[_Region] = set()
+        self.kernels: dict[int, Kernel] = {}
 
     def run(self) -> None:
         for bundle in self.program.bundles:
@@ -84,13 +88,21 @@ class _Verifier:
             raise VerificationError(f"program: a chain of {len(chain.calls)} calls in {chain.pieces} pieces")
 
     def _may_write(self, call: Call, position: int, region: _Region) -> None:
-        for other, (touched, _) in enumerate(self._regions(call)):
-            if other != position and _overlap(region, touched):
+        for other, (touched, is_written) in enumerate(self._regions(call)):
+            if other == position or not _overlap(region, touched):
+                continue
+            if is_written or region != touched or not self._may_overwrite(call.kernel, other, position):
                 raise VerificationError(f"program: kernel {call.kernel} writes {region} and reads or writes {touched}")
         if region[0] == "input":
             raise VerificationError(f"program: kernel {call.kernel} writes an input")
         if region[0] == "output" and any(_overlap(region, other) for other in self.written):
             raise VerificationError(f"program: output {region[1]} is written twice")
+
+    def _may_overwrite(self, number: int, read: int, written: int) -> bool:
+        if number not in self.kernels:
+            self.kernels[number] = parse_kernel(self.program.kernels[number].text)
+        kernel = self.kernels[number]
+        return may_overwrite(kernel, kernel.buffers[read], kernel.buffers[written])
 
     def _regions(self, call: Call) -> Iterator[tuple[_Region, bool]]:
         for place, (dtype, size, is_written) in zip(call.places, self.types[call.kernel], strict=True):

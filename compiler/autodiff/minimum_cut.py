@@ -11,8 +11,10 @@ checkpointing by being fusion aware (2023).
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import inf
 
 from ..ir import Node, topological
+from .maximum_flow import Network
 
 # What an operation costs, in bytes kept: a chain of a hundred or so is worth the four bytes of its result.
 PRICE = 1 / 32
@@ -20,25 +22,22 @@ PRICE = 1 / 32
 
 def minimum_cut(members: Collection[Node], needed: Collection[Node]) -> frozenset[Node]:
     """The members to keep so that the `needed` ones can be computed from them and from what is not a member."""
-    import networkx  # slow to load, and not needed by who only imports the package
-
     inside = frozenset(members)
     order = [node for node in topological(needed, stop=lambda n: n not in inside) if node in inside]
     numbers = {node: number for number, node in enumerate(order)}
     # Each value is an edge from its even to its odd number; edges without a capacity cannot be cut.
-    network = networkx.DiGraph()
-    network.add_nodes_from(("source", "sink"))
+    source, sink = 2 * len(order), 2 * len(order) + 1
+    network = Network(2 * len(order) + 2)
     for node, number in numbers.items():
         entrance, leaving = 2 * number, 2 * number + 1
-        network.add_edge(entrance, leaving, **({"capacity": float(node.nbytes)} if _can_be_kept(node) else {}))
-        again = {} if node.op.kind == "contract" else {"capacity": PRICE * _operations(node)}
-        network.add_edge("source", entrance, **again)
+        network.add_edge(entrance, leaving, float(node.nbytes) if _can_be_kept(node) else inf)
+        network.add_edge(source, entrance, inf if node.op.kind == "contract" else PRICE * _operations(node))
         for child in node.inputs:
             if child in numbers:
                 network.add_edge(2 * numbers[child] + 1, entrance)
         if node in needed:
-            network.add_edge(leaving, "sink")
-    _, (reached, _) = networkx.minimum_cut(network, "source", "sink")
+            network.add_edge(leaving, sink)
+    reached = network.minimum_cut(source, sink)
     return frozenset(n for n, i in numbers.items() if 2 * i in reached and 2 * i + 1 not in reached)
 
 

@@ -16,7 +16,7 @@ are loaded before any of them is stored; a value that several stores need is com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .collapse import all_values
@@ -56,7 +56,7 @@ class _Group:
 
     `earlier` is what was computed for the same iteration some time before, and is computed again where it is needed.
     `apart` is what the group computes in other iterations: operands of a contraction, shared by many of its results.
-    `of_rows` is computed for whole rows, which the first two variables number, before any store of the row.
+    `of_rows` is computed for whole rows, which the variables `rows` number, before any store of the row.
     """
 
     variables: tuple[Variable, ...]
@@ -65,6 +65,7 @@ class _Group:
     apart: tuple[Value, ...] = ()
     earlier: tuple[Value, ...] = ()
     of_rows: tuple[Value, ...] = ()
+    rows: tuple[Variable, ...] = ()
 
     @property
     def values(self) -> list[Value]:
@@ -73,9 +74,14 @@ class _Group:
 
 def _groups(kernel: Kernel) -> list[_Group]:
     if isinstance(kernel, LoopKernel):
-        return [
-            _Group((*kernel.outer, *each.variables), _reduced(each.reductions), each.stores) for each in kernel.passes
-        ]
+        groups: list[_Group] = []
+        for each in kernel.passes:
+            before = tuple(value for group in groups for value in group.values)
+            variables = (*kernel.outer, *each.variables)
+            groups.append(
+                _Group(variables, _reduced(each.reductions), each.stores, of_rows=before, rows=kernel.outer)
+            )
+        return groups
     if isinstance(kernel, ContractionKernel):
         axes = (kernel.batch, kernel.rows, kernel.columns)
         groups = [_Group(axes, (), kernel.stores, (kernel.left, kernel.right))]
@@ -93,7 +99,8 @@ def _groups(kernel: Kernel) -> list[_Group]:
         across = kernel.columns if each.over_rows else kernel.rows
         terms = tuple(value for term in each.terms for value in (term.left, term.right))
         own = () if each.over_rows else of_rows
-        groups.append(_Group((kernel.batch, across, each.free), (), each.stores, terms, of_rows=own))
+        variables, of = (kernel.batch, across, each.free), (kernel.batch, kernel.rows)
+        groups.append(_Group(variables, (), each.stores, terms, of_rows=own, rows=of))
     return groups
 
 
@@ -102,25 +109,27 @@ def _keeps_to_rows(group: _Group, read: Buffer, written: Buffer) -> bool:
     loads = _loads(read, group.of_rows)
     if not loads:
         return True
-    batch, rows = group.variables[:2]
     (own,) = (store.index for store in group.stores if store.buffer is written)
-    strides = [dict(own.terms).get(variable, 0) for variable in (batch, rows)]
-    apart = batch.extent == 1 or strides[0] >= strides[1] * rows.extent
-    return apart and all(not load.guard and _is_in_stretch(load.index, (batch, rows), strides) for load in loads) and (
-        _is_in_stretch(own, (batch, rows), strides)
+    rows = sorted((v for v in group.rows if v.extent > 1), key=lambda v: dict(own.terms).get(v, 0))
+    strides = [dict(own.terms).get(v, 0) for v in rows]
+    # Stretches lie apart: each stride is as long as all that smaller ones reach.
+    apart = all(b >= a * v.extent for v, a, b in zip(rows, strides, strides[1:], strict=False)) and 0 not in strides
+    stretch = dict(zip(rows, strides, strict=True))
+    return apart and all(not load.guard and _is_in_stretch(load.index, stretch) for load in loads) and (
+        _is_in_stretch(own, stretch)
     )
 
 
-def _is_in_stretch(index: Index, variables: tuple[Variable, Variable], strides: Sequence[int]) -> bool:
-    """Whether the index is strides * variables and less than a row's stride beyond that."""
+def _is_in_stretch(index: Index, strides: Mapping[Variable, int]) -> bool:
+    """Whether the index is the sum of strides * variables and less than the smallest stride beyond that."""
     steps = dict(index.terms)
-    if index.has_data or any(steps.get(v, 0) != stride for v, stride in zip(variables, strides, strict=True)):
+    if index.has_data or any(steps.get(variable, 0) != stride for variable, stride in strides.items()):
         return False
-    rest = Index(tuple((atom, step) for atom, step in index.terms if atom not in variables), index.constant)
-    if any(not atom.variables.isdisjoint(variables) for atom, _ in rest.terms):
+    rest = Index(tuple((atom, step) for atom, step in index.terms if atom not in strides), index.constant)
+    if any(not atom.variables.isdisjoint(strides) for atom, _ in rest.terms):
         return False
     low, high = rest.bounds
-    return 0 <= low and high < strides[1]
+    return not strides or (0 <= low and high < min(strides.values()))
 
 
 def _in_order(group: _Group, read: Buffer, written: Buffer) -> bool:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from graph_strategies import assert_outputs_agree, graph_from_seed
 from kaun.compiler.ir.interpreter import evaluate
+from kaun.compiler.ir.verify import VerificationError
 from kaun.compiler.pipeline import Compilation
+from kaun.compiler.program import Place
+from kaun.compiler.program_verify import verify_program
 from kaun.compiler.schedule.memory import ALIGNMENT, Lifetime, aligned, peak_bytes, plan_arena
 from kaun.compiler.schedule.run import run_kernel
-from schedule_examples import MODELS, TARGET
+from schedule_examples import MODELS, TARGET, trace
+
+from kaun import nx
 
 
 def random_lifetimes(seed):
@@ -94,3 +100,46 @@ def test_training_steps_compute_the_same_in_one_arena_smaller_than_its_contents(
         np.testing.assert_allclose(result, right, rtol=1e-4, atol=1e-6)
     whole = sum(aligned(node.nbytes) for node in compilation.lifetimes)
     assert compilation.lower_bound_bytes <= compilation.program.arena_bytes < whole
+
+
+def test_a_value_takes_the_place_of_one_that_its_kernel_is_the_last_to_read():
+    """A product is reduced by rows, and what becomes of the rows is written over them."""
+
+    def rows(x):
+        x = nx.matmul(x, x)
+        e = nx.exp(x - nx.max(x, axis=-1, keepdims=True))
+        return nx.matmul(e, e / nx.sum(e, axis=-1, keepdims=True)), nx.sum(e, axis=-1)
+
+    traced = trace(rows, np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32))
+    compilation = traced.compilation
+    shared = [place.values for place in compilation.places if len(place.values) > 1]
+    assert shared and compilation.program.arena_bytes < peak_bytes(list(compilation.lifetimes.values()))
+    verify_program(compilation.program)
+    results = run_in_one_arena(compilation, traced.arguments)
+    for result, right in zip(results, evaluate(traced.graph, traced.arguments), strict=True):
+        np.testing.assert_allclose(result, right, rtol=1e-4, atol=1e-6)
+
+
+def test_the_verifier_finds_a_place_taken_too_early():
+    """Two arrays of equal size, where one is written by elements in another order than the other is read."""
+
+    def turned(x):
+        y = nx.matmul(x, x)
+        z = nx.exp(nx.permute_dims(y, (1, 0))) + y
+        return nx.matmul(z, z)
+
+    compilation = trace(turned, np.ones((48, 48), np.float32)).compilation
+    program = compilation.program
+    places = {place.position for call in program.calls for place in call.places if place.kind == "arena"}
+    assert len(places) == 2
+    moved = Place("arena", min(places))
+
+    def call(old):
+        return replace(old, places=tuple(moved if place.kind == "arena" else place for place in old.places))
+
+    def chains(bundle):
+        return tuple(replace(chain, calls=tuple(map(call, chain.calls))) for chain in bundle)
+
+    verify_program(program)
+    with pytest.raises(VerificationError, match="writes"):
+        verify_program(replace(program, bundles=tuple(map(chains, program.bundles))))
