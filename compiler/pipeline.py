@@ -108,10 +108,10 @@ class Compilation:
     @cached_property
     def places(self) -> list[Shared]:
         """The places of the arena, each with the intermediates that are in it one after the other."""
-        steps: list[list[ScheduledKernel]] = []
+        steps: list[list[list[ScheduledKernel]]] = []
         for bundle in self._bundles:
-            kernels = [self.fused[k] for chain in bundle for k in chain.kernels]
-            steps += [kernels] if len(bundle) > 1 else [[kernel] for kernel in kernels] + [[]]
+            chains = [[self.fused[k] for k in chain.kernels] for chain in bundle]
+            steps += [chains] if len(chains) > 1 else [*([[kernel]] for kernel in chains[0]), []]
         return shared_places(steps, self.lifetimes)
 
     @cached_property

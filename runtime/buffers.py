@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -147,9 +149,13 @@ def retained_bytes() -> int:
 
 
 def trim() -> None:
-    """Give every free block back to the system."""
+    """Give every free block back to the system, and what the C library holds for reuse where it can be told to."""
     for blocks in list(_free.values()):
         blocks.clear()
+    if sys.platform == "linux":
+        trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim_heap is not None:
+            trim_heap(ctypes.c_size_t(0))
 
 
 class _Window:
@@ -209,8 +215,10 @@ def _map_pages(size: int) -> Block:
     step = HUGE_PAGE if huge else ALIGNMENT
     address = -(-memory.ctypes.data // step) * step
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        # Not for the end, which would be a whole huge page too, however little of it is used.
-        _advise(pages, address - memory.ctypes.data, size // HUGE_PAGE * HUGE_PAGE)
+        # Not for the end, which would be a whole huge page too, however little of it is used: requests of this class
+        # may be smaller by all but one byte of what its sizes are multiples of.
+        smallest = size - (1 << max(0, (size - 1).bit_length() - 4)) + 1
+        _advise(pages, address - memory.ctypes.data, smallest // HUGE_PAGE * HUGE_PAGE)
     return address, memory
 
 

@@ -75,12 +75,10 @@ class _Group:
 def _groups(kernel: Kernel) -> list[_Group]:
     if isinstance(kernel, LoopKernel):
         groups: list[_Group] = []
-        for each in kernel.passes:
+        for one in kernel.passes:
             before = tuple(value for group in groups for value in group.values)
-            variables = (*kernel.outer, *each.variables)
-            groups.append(
-                _Group(variables, _reduced(each.reductions), each.stores, of_rows=before, rows=kernel.outer)
-            )
+            variables = (*kernel.outer, *one.variables)
+            groups.append(_Group(variables, _reduced(one.reductions), one.stores, of_rows=before, rows=kernel.outer))
         return groups
     if isinstance(kernel, ContractionKernel):
         axes = (kernel.batch, kernel.rows, kernel.columns)

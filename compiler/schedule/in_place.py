@@ -5,6 +5,7 @@ The gradient of a row's scores takes the place of the scores: of both there is n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,21 +24,24 @@ class Shared:
 
 
 def shared_places(
-    steps: Sequence[Sequence[ScheduledKernel]], lifetimes: Mapping[Node, Lifetime]
+    steps: Sequence[Sequence[Sequence[ScheduledKernel]]], lifetimes: Mapping[Node, Lifetime]
 ) -> list[Shared]:
     """Every intermediate in one of the places, in the order in which places are first written.
 
-    `steps` are the kernels that run at a time, as the lifetimes count them.
+    `steps` are chains of kernels that run at a time, as the lifetimes count them.
     """
     places: dict[Node, Shared] = {node: Shared((node,), life) for node, life in lifetimes.items()}
-    for number, kernels in enumerate(steps):
-        if len(kernels) != 1:
-            continue
-        ending = [node for node in kernels[0].reads if node in lifetimes and lifetimes[node].last == number]
-        written = [node for node in kernels[0].outputs if node in lifetimes]
-        for before, node in _pairs(kernels[0], ending, written).items():
-            joined = _joined(places[before], places[node])
-            places.update((value, joined) for value in joined.values)
+    for number, chains in enumerate(steps):
+        readers = Counter(node for chain in chains for kernel in chain for node in dict.fromkeys(kernel.reads))
+        for kernel in (kernel for chain in chains for kernel in chain):
+            ending = [
+                node for node in kernel.reads
+                if node in lifetimes and lifetimes[node].last == number and readers[node] == 1
+            ]  # fmt: skip
+            written = [node for node in kernel.outputs if node in lifetimes]
+            for before, node in _pairs(kernel, ending, written).items():
+                joined = _joined(places[before], places[node])
+                places.update((value, joined) for value in joined.values)
     return list({id(place): place for place in places.values()}.values())
 
 

@@ -370,6 +370,7 @@ def test_the_memory_of_steps_is_in_a_table_of_its_own() -> None:
     assert result.lower_bound_bytes <= result.arena_bytes
     assert result.timings["kaun"].peak_bytes > 0
     assert result.frugal is not None and 0 < result.frugal["arena_bytes"] <= result.arena_bytes
+    assert min(result.frugal["peak_bytes"], result.frugal["compiled_peak_bytes"]) > 0
     assert "Peak memory of training" in report.markdown(report.tables(benchmark))
 
 

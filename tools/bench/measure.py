@@ -86,7 +86,7 @@ class Result:
     `kind` is "step", "operation" or "product". `single_thread` is Kaun's time on one thread, if that was asked for.
     `arena_bytes` hold Kaun's intermediates, of which `lower_bound_bytes` are alive at once; `state_bytes` are those of
     a step's parameters and optimizer state. `frugal` are `peak_bytes`, `arena_bytes` and `seconds` of a step that
-    computes again what it can instead of keeping it.
+    computes again what it can instead of keeping it, and `compiled_peak_bytes` where the process has compiled it.
     """
 
     name: str
@@ -207,8 +207,7 @@ def _measure(
         say(f"{problem.title}: memory")
         for worker in running:
             timings[worker.system.name] = _with_memory(timings[worker.system.name], worker, arrays)
-        with Worker(workers[0].system, workers[0].threads, workers[0].environment) as alone:
-            frugal = alone.ask("frugal", arrays=str(arrays), steps=_MEMORY_STEPS)
+        frugal = _frugal(workers[0], arrays)
     kernels = workers[0].ask("kernels", seconds=settings.kernel_seconds)
     times = None
     if settings.compile_times and isinstance(problem, Network | Model):
@@ -230,6 +229,15 @@ def _measure(
         compile_times=times,
         single_thread=on_one_thread,
     )
+
+
+def _frugal(worker: Worker, arrays: Path) -> dict[str, float]:
+    """What a frugal step needs in a process that finds it on disk, as others do, and in the one that compiles it."""
+    answers = []
+    for _ in range(2):
+        with Worker(worker.system, worker.threads, worker.environment) as alone:
+            answers.append(alone.ask("frugal", arrays=str(arrays), steps=_MEMORY_STEPS))
+    return {**answers[1], "compiled_peak_bytes": answers[0]["peak_bytes"]}
 
 
 def _with_memory(timing: Timing, worker: Worker, arrays: Path) -> Timing:

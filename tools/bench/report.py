@@ -186,13 +186,15 @@ def _memory_table(results: Sequence[Result], benchmark: Benchmark) -> Table:
         cells += [f"{size / 1e6:,.1f}" for size in sizes]
         least = result.frugal
         if least:
-            cells += [f"{least[name] / 1e6:,.1f}" for name in ("peak_bytes", "arena_bytes")]
-        rows.append((*cells, *((duration(least["seconds"]),) if least else ("-",) * 3)))
-    own = ("state", "arena", "alive at once", "frugal peak", "frugal arena", "frugal step")
+            needed = [least.get(name, 0) for name in ("peak_bytes", "compiled_peak_bytes", "arena_bytes")]
+            cells += [f"{size / 1e6:,.1f}" if size else "-" for size in needed]
+        rows.append((*cells, *((duration(least["seconds"]),) if least else ("-",) * 4)))
+    own = ("state", "arena", "alive at once", "frugal peak", "where compiled", "frugal arena", "frugal step")
     columns = ("MB", *_titles(names, benchmark), *own)
     note = (
-        "The most memory resident in a process while it makes steps, beyond what was before the model was made, with "
-        "what compiling left behind; in brackets how many times as much as Kaun's. `state` are the parameters and the "
+        "The most memory resident in a process while it makes steps, beyond what was before the model was made; in "
+        "brackets how many times as much as Kaun's, which finds its programs on disk as every process but the first "
+        "does. `where compiled` is the first, with what compiling left behind. `state` are the parameters and the "
         "optimizer's moments; `arena` holds Kaun's intermediates, of which so many bytes are alive at once. `frugal` "
         "is with `memory_budget=0`: the least memory, for computing again what is needed twice."
     )
