@@ -162,18 +162,28 @@ def intern(op: Op, inputs: tuple[Node, ...], attributes: Mapping[str, Any]) -> N
     return _register(key, node)
 
 
+def forget_dead_nodes() -> None:
+    """Drop the entries of nodes that are gone: worth it after a trace, when most of what it made is."""
+    with _lock:
+        _sweep()
+
+
+def _sweep() -> None:
+    global _sweep_at
+    for dead in [k for k, reference in _interned.items() if reference() is None]:
+        del _interned[dead]
+    _sweep_at = max(_SMALLEST_TABLE, 2 * len(_interned))
+
+
 def _register(key: tuple[Any, ...], node: Node) -> Node:
     """The node that stands for `key`: another thread's if that was first."""
-    global _sweep_at
     with _lock:
         known = _interned.get(key)
         first = known() if known is not None else None
         if first is not None:
             return first
         if len(_interned) >= _sweep_at:
-            for dead in [k for k, reference in _interned.items() if reference() is None]:
-                del _interned[dead]
-            _sweep_at = max(_SMALLEST_TABLE, 2 * len(_interned))
+            _sweep()
         _interned[key] = weakref.ref(node)
         return node
 
