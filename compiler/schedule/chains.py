@@ -64,6 +64,16 @@ def computed_by_rows(graph: Graph) -> frozenset[Node]:
     return frozenset(n for r in _regions(graph, set(graph.inputs)) if r.closed and _is_normalised(r) for n in r.big)
 
 
+def packed_often(graph: Graph, unstored: frozenset[Node]) -> set[Node]:
+    """What is better stored than computed by every chunk of a chain anew: operands of sums of several terms."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op is ops.dot_general and len(pieces_of(node)) > 1 and not unstored.isdisjoint(node.inputs):
+            parts = [part for child in node.inputs if child not in unstored for part in child.inputs]
+            found.update(operand for operand in map(_moved, parts) if operand.op.is_elementwise)
+    return found - unstored
+
+
 def not_worth_it(kernel: ChainKernel) -> str | None:
     """Why chains that were merged to this one are better off apart; None if they are not."""
     sums = sum(kernel.columns.extent * s.free.extent for s in kernel.sums if s.over_rows)

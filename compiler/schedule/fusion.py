@@ -73,7 +73,7 @@ def _needs_kernel(node: Node) -> bool:
 def stored_nodes(graph: Graph, unstored: frozenset[Node] = frozenset()) -> set[Node]:
     """The nodes that get memory before merging; the others, all of `unstored` among them, are computed where used."""
     given = set(graph.inputs)
-    stored = {node for node in graph.outputs if node not in given}
+    stored = {node for node in graph.outputs if node not in given} | chains.packed_often(graph, unstored)
     uses = _compute_uses(graph)
     cost: dict[Node, int] = {}
     loads: dict[Node, frozenset[Node]] = {}
@@ -180,6 +180,7 @@ class _Fusion:
         self.given = set(graph.inputs)
         self.unstored = chains.unstored(graph, lambda unstored: stored_nodes(graph, unstored))
         self.stored = stored_nodes(graph, self.unstored)
+        self.packed_often = chains.packed_often(graph, self.unstored)
         self.results = set(graph.outputs)
         self.order = {node: i for i, node in enumerate(waits.order)}
         ordered = sorted(self.stored, key=self.order.__getitem__)
@@ -368,6 +369,8 @@ class _Fusion:
         """Merge `first` into `second`, or tell why not."""
         if self.dependencies.leads_around(first, second):
             return "a third kernel stands between them"
+        if self.packed_often.intersection(self.groups[first]) and self._products(self.groups[second]):
+            return "every chunk of the chain would compute it anew"
         members = sorted(self.groups[first] + self.groups[second], key=self.order.__getitem__)
         if len(members) > MOST_MEMBERS:
             return f"more than {MOST_MEMBERS} values in one kernel"

@@ -11,7 +11,7 @@ from kaun.compiler.codegen import chain_blocking
 from kaun.compiler.ir import dtypes
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.compiler.pipeline import Compilation
-from kaun.compiler.schedule.loop_ir import ChainKernel
+from kaun.compiler.schedule.loop_ir import ChainKernel, Load
 from kaun.compiler.schedule.parse import parse_kernel
 from kaun.compiler.schedule.run import run_kernel
 from kaun.compiler.schedule.text import print_kernel
@@ -82,6 +82,11 @@ def test_streamed_losses_and_gradients_are_those_of_the_interpreter(tokens, voca
     ):
         found = buffers[where.position].view(np.float32, expected.shape)
         assert np.abs(found - expected).max() <= tolerance
+
+
+def test_operands_of_several_terms_are_stored_once_and_not_packed_by_every_chunk():
+    last = chains_of(Compilation(example().graph, TARGET))[-1]
+    assert all(isinstance(term.right, Load) for one in last.sums for term in one.terms)
 
 
 def test_gradients_under_a_budget_are_those_without_one():
