@@ -31,7 +31,7 @@ def make_model() -> kn.layer.Layer:
 def compiled() -> object:
     """The training step on batches of 64, for tools that look inside: `kaun viz examples/digits_cnn.py:compiled`."""
     trainer = kn.train.make(model=make_model(), optimizer=kn.optim.adamw(lr=kn.optim.schedule.constant(1e-3)))
-    x, y = kn.spec((64, 1, 8, 8)), kn.spec((64,), kn.int64)
+    x, y = kn.spec((64, 1, 8, 8)), kn.spec((64,), kn.int32)
     return kn.train.compile(trainer, x=x, y=y, loss=kn.loss.cross_entropy_sparse)
 
 

@@ -131,8 +131,11 @@ function layerTree(nodes, seen) {
     }
   }
   const place = (layer) => seen.get(layer.path) ?? Infinity;
+  const isNumber = (layer) => /^\d+$/.test(layer.name);
   const sort = (layer) => {
-    layer.children = new Map([...layer.children].sort((a, b) => place(a[1]) - place(b[1]) || 0));
+    const children = [...layer.children.values()].sort((a, b) => place(a) - place(b) || 0);
+    const numbered = children.filter(isNumber).sort((a, b) => a.name - b.name);
+    layer.children = new Map(children.map((child) => (isNumber(child) ? numbered.shift() : child)).map((child) => [child.name, child]));
     layer.children.forEach(sort);
   };
   sort(root);
