@@ -1,4 +1,4 @@
-"""The benchmark's training steps, compiled, for the tools that look inside: `kaun viz kaun.tools.bench.steps:gpt_128`."""
+"""The benchmark's training steps, compiled, to look inside: `kaun viz kaun.tools.bench.steps:gpt_128`."""
 
 from __future__ import annotations
 

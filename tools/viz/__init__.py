@@ -41,7 +41,8 @@ def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
     parser.add_argument("--no-times", action="store_true", help="do not run the kernels to time them for the page")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     given = parser.parse_args(arguments)
-    name = given.target.rpartition("/")[2]
+    place, colon, function = given.target.rpartition("/")[2].rpartition(":")
+    name = (place if place.endswith(".py") else place.rpartition(".")[2]) + colon + function
     try:
         found = subject.find(given.target, given.part)
     except subject.SubjectError as error:
