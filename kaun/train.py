@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from kaun import execution, nx, observe, optim, probes, ptree, tracing
 from kaun import layer as layers
 from kaun.closure import Captured, capture
+from kaun.compiled_step import CompiledStep as CompiledStep
 from kaun.compiler.ir.dtypes import DType, float32, int32
 from kaun.context import Context
 from kaun.described import block
@@ -51,7 +52,6 @@ from kaun.training_step import (
 )
 
 if TYPE_CHECKING:
-    from kaun.compiled_step import CompiledStep
     from kaun.runtime.target import Target
     from kaun.training_log import TrainingLog
 
