@@ -18,7 +18,7 @@ from kaun import (
     ptree,
     train,
 )
-from kaun.compiled import Compiled, compile, spec
+from kaun.compiled import Compiled, compile, load, spec
 from kaun.compiled_step import CompiledStep
 from kaun.compiler.ir.dtypes import (
     bfloat16,
@@ -38,7 +38,6 @@ from kaun.compiler.ir.dtypes import (
 from kaun.compiler.ir.dtypes import bool_ as bool
 from kaun.gradients import grad, gradcheck, stop_gradient, value_and_grad, vjp
 from kaun.remat import remat
-from kaun.saved import load
 from kaun.tracing import jit
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaun import arguments, execution, nx, ptree, saved, tracing, tree_data
+from kaun import arguments, execution, nx, ptree, tracing, tree_data
 from kaun.arguments import Argument, joined
 from kaun.compiler.ir import Node, dtypes
 from kaun.compiler.ir.dtypes import DType
@@ -19,14 +19,15 @@ from kaun.native import Native, Stages, TracedNative
 from kaun.ptree import Structure
 from kaun.runtime import target as targets
 from kaun.runtime.artifact import Artifact, Cost, KernelSummary, Leaf, Memory
-from kaun.runtime.saved_file import Section
 from kaun.runtime.target import Target
 
 if TYPE_CHECKING:  # loaded when something is profiled or exported
+    from kaun.compiled_step import CompiledStep
     from kaun.profiling import Profile
     from kaun.runtime.export import Exported
+    from kaun.runtime.saved_file import Section
 
-__all__ = ["Compiled", "Cost", "KernelSummary", "Memory", "Spec", "Stages", "compile", "spec"]
+__all__ = ["Compiled", "Cost", "KernelSummary", "Memory", "Spec", "Stages", "compile", "load", "spec"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ class Compiled(AheadOfTime):
 
         Atomic: whatever was at `path` is there until the new file is whole. OSError if it cannot be written.
         """
+        from kaun import saved
+
         saved.save(path, self.artifact(), self._sections)
 
     def export(
@@ -273,3 +276,20 @@ def _versions() -> dict[str, str]:
     from kaun.runtime.cache import compiler_version
 
     return {"kaun": kaun.__version__, "compiler": compiler_version()[:16], "engine": engine.version()}
+
+
+def load(path: str | os.PathLike[str], *, recompile: bool = False) -> Compiled | CompiledStep:
+    """The compiled function or training step in a file that its `save` wrote.
+
+    Nothing is traced or compiled, neither LLVM nor the modules that defined the model are imported, and nothing of the
+    file is run. Calling what was loaded runs its machine code: load files only from those whose programs you would run.
+
+    recompile: if this machine cannot run the file's code, compile its graphs for this machine. Otherwise that is a
+        ValueError, which names the features of the processor that are missing.
+
+    ValueError, which names the file, for one that is damaged or that `save` did not write; OSError if it cannot be
+    read.
+    """
+    from kaun import saved  # which checks what it reads with a good part of the compiler
+
+    return saved.load(Path(path), recompile=recompile)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaun import execution, nx, ptree, saved, tree_data
+from kaun import execution, nx, ptree, tree_data
 from kaun.arguments import Argument
 from kaun.compiled import AheadOfTime
 from kaun.compiler.ir import Node
@@ -309,6 +309,8 @@ class CompiledStep(AheadOfTime):
 
         Atomic: whatever was at `path` is there until the new file is whole. OSError if it cannot be written.
         """
+        from kaun import saved
+
         saved.save(path, self.artifact(state=state), self._sections)
 
     def export(

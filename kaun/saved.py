@@ -76,17 +76,7 @@ def save(path: Path, made: Artifact, sections: Sections | None = None) -> None:
 
 
 def load(path: Path, *, recompile: bool = False) -> Compiled | CompiledStep:
-    """The compiled function or training step in a file that its `save` wrote.
-
-    Nothing is traced or compiled, neither LLVM nor the modules that defined the model are imported, and nothing of the
-    file is run. Calling what was loaded runs its machine code: load files only from those whose programs you would run.
-
-    recompile: if this machine cannot run the file's code, compile its graphs for this machine. Otherwise that is a
-        ValueError, which names the features of the processor that are missing.
-
-    ValueError, which names the file, for one that is damaged or that `save` did not write; OSError if it cannot be
-    read.
-    """
+    """See `kaun.compiled.load`."""
     sections = saved_file.read(path)
     try:
         return _loaded(sections, recompile)

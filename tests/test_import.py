@@ -8,6 +8,7 @@ import pytest
 # LLVM itself, the compiler's stages and code generation, and libraries that are slow to load.
 LATER = (
     "llvmlite", "networkx", "rich", "kaun.compiler.pipeline", "kaun.compiler.codegen.kernels", "kaun.runtime.engine",
+    "kaun.saved", "kaun.compiler.program_verify", "kaun.compiler.schedule.parse",
 )  # fmt: skip
 
 
