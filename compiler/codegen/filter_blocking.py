@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, prod
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from .vector_target import VectorTarget, element_bits
 from .window_blocking import (
     DEFAULT_L2,
     LINE,
+    Flags,
+    Slots,
     Table,
     WindowContraction,
     aligned,
@@ -43,6 +46,8 @@ _TURN_SLOTS = 10.0  # computing a vector of the image and turning it into vector
 _LATENCY_SLOTS, _BROADCAST_SLOTS, _VECTOR_SLOTS, _CALL_SLOTS = 10.0, 0.15, 0.5, 30.0
 _CHUNK_SLOTS = 1000.0
 _MOST_TILES = 512  # of a block
+
+Number = TypeVar("Number", int, Table)
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,7 @@ class _Shape:
         return -(-self.width // _TILE)
 
 
-@dataclass(frozen=True)
-class _Grid:
+class _Grid(NamedTuple):
     """What is chosen: tiles of a block (as whole entries, or as `down` rows of tiles), channels, columns, registers."""
 
     entries: int
@@ -153,9 +157,10 @@ def plan_filter(contraction: WindowContraction, target: VectorTarget) -> FilterP
     if shape is None:
         return None
     lanes = target.lanes(contraction.element)
-    costs = {grid: _cost(contraction, target, shape, grid) for grid in _grids(contraction, target, shape, lanes)}
-    grid = min(costs, key=lambda g: costs[g])
-    return _plan(contraction, target, shape, grid, costs[grid])
+    grids = list(_grids(contraction, target, shape, lanes))
+    costs, keeps = _costs(contraction, target, shape, grids)
+    best = int(np.argmin(costs))
+    return _plan(contraction, target, shape, grids[best], bool(keeps[best]), float(costs[best]))
 
 
 def _shape(rows: Table, depth: Table) -> _Shape | None:
@@ -190,24 +195,32 @@ def _grids(contraction: WindowContraction, target: VectorTarget, shape: _Shape, 
     """Every grid worth trying."""
     n_vectors = -(-contraction.n // lanes)
     usable = target.vector_registers - 1 - (not target.has_fma)
-    weights = _weights(contraction)
+    places = _weights(contraction) @ shape.places
     blocks = []
     for entries in range(1, shape.outer + 1):
         tiles = entries * shape.down * shape.across
         if (tiles <= _MOST_TILES or entries == 1) and -(-shape.outer // -(-shape.outer // entries)) == entries:
-            if repeats(weights @ shape.places, entries * shape.height * shape.width):
+            if repeats(places, entries * shape.height * shape.width):
                 blocks.append((entries, shape.down))
     if shape.height % _TILE == 0:
         blocks += [(1, down) for down in range(1, shape.down) if shape.down % down == 0]
     channels = {min(shape.channels, lanes * count) for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
+    widths = range(1, min(n_vectors, max(1, usable // 2)) + 1)
+    columns = {vectors: list(column_blocks(contraction.n, vectors * lanes)) for vectors in widths}
     for entries, down in blocks:
         for block in sorted(channels):
-            rows = entries * down * shape.across if shape.by_places else block
-            for vectors in range(1, min(n_vectors, max(1, usable // 2)) + 1):
-                most = min(rows, max(1, usable // vectors - 1))
-                mr = min(range(1, most + 1), key=lambda r: (_sweep(rows, r, vectors), -r))
-                for nc in column_blocks(contraction.n, vectors * lanes):
+            rows, _ = _rows_and_steps(shape, entries * down * shape.across, block)
+            for vectors in widths:
+                mr = _tile_rows(rows, vectors, usable)
+                for nc in columns[vectors]:
                     yield _Grid(entries, down, block, nc, mr, vectors)
+
+
+@lru_cache(maxsize=4096)
+def _tile_rows(rows: int, vectors: int, usable: int) -> int:
+    """The rows of a register tile that suit a block of so many rows best."""
+    most = min(rows, max(1, usable // vectors - 1))
+    return min(range(1, most + 1), key=lambda r: (_sweep(rows, r, vectors), -r))
 
 
 @lru_cache(maxsize=4096)
@@ -225,70 +238,70 @@ def _weights(contraction: WindowContraction) -> Table:
     return np.cumprod([1, *(2 * extent + 1 for extent in extents[:0:-1])])[::-1].astype(np.int64)
 
 
-def _box(shape: _Shape, grid: _Grid) -> tuple[int, ...]:
-    block = shape.places[:, : grid.entries * shape.height * shape.width]
+def _box(shape: _Shape, entries: int, down: int, channels: int) -> tuple[int, ...]:
+    block = shape.places[:, : entries * shape.height * shape.width]
     box = [int(extent) + 1 for extent in np.ptp(block, axis=1)]
-    box[shape.channel] = grid.channels
-    box[shape.window[0]] = grid.down * _TILE + _WINDOW - 1
+    box[shape.channel] = channels
+    box[shape.window[0]] = down * _TILE + _WINDOW - 1
     box[shape.window[1]] = shape.across * _TILE + _WINDOW - 1
     return tuple(box)
 
 
-def _rows_and_steps(shape: _Shape, grid: _Grid) -> tuple[int, int, int, int]:
-    """Rows and steps of a block, and of the whole."""
-    tiles, all_tiles = grid.entries * grid.down * shape.across, shape.outer * shape.down * shape.across
-    if shape.by_places:
-        return tiles, grid.channels, all_tiles, shape.channels
-    return grid.channels, tiles, shape.channels, all_tiles
+def _rows_and_steps(shape: _Shape, tiles: Number, channels: Number) -> tuple[Number, Number]:
+    return (tiles, channels) if shape.by_places else (channels, tiles)
 
 
-def _cost(contraction: WindowContraction, target: VectorTarget, shape: _Shape, grid: _Grid) -> float:
-    """What a grid costs summed over the thread counts a machine may have."""
+def _all_rows_and_steps(shape: _Shape) -> tuple[int, int]:
+    return _rows_and_steps(shape, shape.outer * shape.down * shape.across, shape.channels)
+
+
+def _costs(
+    contraction: WindowContraction, target: VectorTarget, shape: _Shape, grids: list[_Grid]
+) -> tuple[Slots, Flags]:
+    """What grids cost summed over the thread counts a machine may have; all at once, since there are thousands.
+
+    Also whether a transformed column of B is kept for the chunks after.
+    """
     lanes, size = target.lanes(contraction.element), element_bits(contraction.element) // 8
-    rows, steps, all_rows, all_steps = _rows_and_steps(shape, grid)
-    m_blocks, n_blocks, k_blocks = -(-all_rows // rows), -(-contraction.n // grid.nc), -(-all_steps // steps)
-    nr = grid.vectors * lanes
-    padded_n, channels = -(-grid.nc // nr) * nr, -(-grid.channels // lanes) * lanes
-    tiles = grid.entries * grid.down * shape.across
-    box = _box(shape, grid)
-    box_vectors = prod(box) // grid.channels * channels / lanes
+    entries, down, block, nc, mr, vectors = np.array(grids, dtype=np.int64).T
+    tiles = entries * down * shape.across
+    rows, steps = _rows_and_steps(shape, tiles, block)
+    all_rows, all_steps = _all_rows_and_steps(shape)
+    m_blocks, n_blocks, k_blocks = -(-all_rows // rows), -(-contraction.n // nc), -(-all_steps // steps)
+    nr = vectors * lanes
+    padded_n, channels = -(-nc // nr) * nr, -(-block // lanes) * lanes
+    boxes = {pair: prod(_box(shape, *pair, 1)) for pair in {(grid.entries, grid.down) for grid in grids}}
+    box_vectors = np.array([boxes[grid.entries, grid.down] for grid in grids]) * channels / lanes
     transformed, sums, right = tiles * channels, rows * padded_n, steps * padded_n
     used = (box_vectors * lanes + _PRODUCTS * (transformed + sums + right)) * size
-    crowded = 1.0 + max(0.0, used / (0.85 * (target.l2_bytes or DEFAULT_L2)) - 1.0) * 0.5
-    column_tiles = -(-grid.nc // nr)
-    calls = -(-rows // grid.mr) * column_tiles * k_blocks
-    products = all_steps * column_tiles * _sweep(rows, grid.mr, grid.vectors)
-    products += calls * (_CALL_SLOTS + 2.0 * min(grid.mr, rows) * grid.vectors)
+    crowded = 1.0 + np.maximum(0.0, used / (0.85 * (target.l2_bytes or DEFAULT_L2)) - 1.0) * 0.5
+    column_tiles = -(-nc // nr)
+    calls = -(-rows // mr) * column_tiles * k_blocks
+    sweeps = np.array([_sweep(*tile) for tile in zip(rows.tolist(), mr.tolist(), vectors.tolist(), strict=True)])
+    products = all_steps * column_tiles * sweeps
+    products += calls * (_CALL_SLOTS + 2.0 * np.minimum(mr, rows) * vectors)
     chunk = _PRODUCTS * products * crowded + _CHUNK_SLOTS
     chunk += k_blocks * (transformed / lanes * _IMAGE_SLOTS + box_vectors * _TURN_SLOTS)
     chunk += sums / lanes * _RESULT_SLOTS
     mc = rows * (_TILE**2 if shape.by_places else _WINDOW**2)
-    chunk += finishing_slots(contraction, mc, grid.nc, lanes)
-    pack = grid.nc / lanes * (all_steps * _RIGHT_SLOTS + contraction.k * packing_slots(contraction, shape.by_places))
-    keep = _keeps(contraction, target, shape, grid)
+    chunk += finishing_slots(contraction, mc, nc, lanes)
+    pack = nc / lanes * (all_steps * _RIGHT_SLOTS + contraction.k * packing_slots(contraction, shape.by_places))
+    keep = (all_rows > rows) & (_PRODUCTS * all_steps * padded_n * size <= max(target.l2_bytes, target.l3_bytes // 8))
     slots = chunk * m_blocks * n_blocks
-    return over_threads(contraction.batch, slots, (m_blocks, n_blocks), keep, chunk, pack)
-
-
-def _keeps(contraction: WindowContraction, target: VectorTarget, shape: _Shape, grid: _Grid) -> bool:
-    """Whether a transformed column of B is kept for the chunks after."""
-    lanes, size = target.lanes(contraction.element), element_bits(contraction.element) // 8
-    rows, _, all_rows, all_steps = _rows_and_steps(shape, grid)
-    nr = grid.vectors * lanes
-    whole = _PRODUCTS * all_steps * -(-grid.nc // nr) * nr * size
-    return all_rows > rows and whole <= max(target.l2_bytes, target.l3_bytes // 8)
+    return over_threads(contraction.batch, slots, (m_blocks, n_blocks), keep, chunk, pack), keep
 
 
 def _plan(
-    contraction: WindowContraction, target: VectorTarget, shape: _Shape, grid: _Grid, slots: float
+    contraction: WindowContraction, target: VectorTarget, shape: _Shape, grid: _Grid, keep: bool, slots: float
 ) -> FilterPlan:
     lanes, size = target.lanes(contraction.element), element_bits(contraction.element) // 8
-    rows, steps, all_rows, all_steps = _rows_and_steps(shape, grid)
+    rows, steps = _rows_and_steps(shape, grid.entries * grid.down * shape.across, grid.channels)
+    all_rows, all_steps = _all_rows_and_steps(shape)
     places = grid.entries * (shape.height if grid.down == shape.down else grid.down * _TILE) * shape.width
     mc, kc = (places, grid.channels * _WINDOW**2) if shape.by_places else (grid.channels * _WINDOW**2, places)
     finish_rows = gcd(contraction.finish_rows, mc) if contraction.finish_rows else 0
     padded_channels = -(-grid.channels // lanes) * lanes
-    box = _box(shape, grid)
+    box = _box(shape, grid.entries, grid.down, grid.channels)
     strides = _box_strides(shape, box, padded_channels, size)
     inside = shape.places[:, :places] - shape.places[:, :1]
     origin = inside.min(axis=1)
@@ -308,7 +321,6 @@ def _plan(
     tiles = len(patches)
     image_plane, sum_plane = _spread(tiles * padded_channels, line), _spread(rows * padded_n, line)
     right_plane = _spread(steps * padded_n, line)
-    keep = _keeps(contraction, target, shape, grid)
     box_offset = LINE if keep else 0
     image_offset = aligned(box_offset + _extent(box, strides) * size)
     results_offset, results_bytes = box_offset, (dropped + 1) * row_stride * size

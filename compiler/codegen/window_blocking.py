@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ _WAYS, _SETS = 8, 64  # of a first-level cache with ways of a page
 _DEFAULT_L1, DEFAULT_L2 = 16384, 131072
 
 Table = NDArray[np.int64]
+Slots = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,17 @@ class _Tile:
     slots: float
 
 
+class _Grid(NamedTuple):
+    """Blocks of rows, columns and steps; of the box they see the elements, the bytes, and the vectors to compute."""
+
+    mc: int
+    nc: int
+    kc: int
+    box: int
+    box_bytes: int
+    staged_vectors: int
+
+
 @lru_cache(maxsize=256)
 def plan_windows(contraction: WindowContraction, target: VectorTarget) -> WindowPlan:
     """Choose tile, blocks and chunks."""
@@ -144,8 +158,10 @@ def plan_windows(contraction: WindowContraction, target: VectorTarget) -> Window
     weights = np.cumprod([1, *(2 * extent + 1 for extent in extents[:0:-1])])[::-1].astype(np.int64)
     tile = _choose_tile(contraction, target, weights @ rows, lanes)
     grids = list(_grids(contraction, target, tile, rows, depth, weights, lanes))
-    slots, mc, nc, kc, keep_b = min(grids)
-    return _plan(contraction, target, tile, rows, depth, (mc, nc, kc), keep_b, slots, lanes)
+    costs, keeps = _grid_costs(contraction, target, tile, grids, lanes)
+    best = min(range(len(grids)), key=lambda g: (costs[g], grids[g]))
+    keep_b, slots = bool(keeps[best]), float(costs[best])
+    return _plan(contraction, target, tile, rows, depth, grids[best][:3], keep_b, slots, lanes)
 
 
 def tabulated(index: Index, variable: Variable) -> Table:
@@ -260,56 +276,53 @@ def _grids(
     depth: Table,
     weights: Table,
     lanes: int,
-) -> Iterator[tuple[float, int, int, int, bool]]:
-    """(slots, mc, nc, kc, keep_b) of every grid of blocks worth trying."""
+) -> Iterator[_Grid]:
+    """Every grid of blocks worth trying."""
     size = element_bits(contraction.element) // 8
-    l1, l2 = target.l1_bytes or _DEFAULT_L1, target.l2_bytes or DEFAULT_L2
-    nr = tile.vectors * lanes
+    row_blocks = list(_row_blocks(contraction, tile, weights @ rows))
+    reach_m = {mc: np.ptp(rows[:, :mc], axis=1) for mc in row_blocks}
+    columns = list(column_blocks(contraction.n, tile.vectors * lanes))
     for kc in _depth_blocks(contraction, weights @ depth):
         reach_k = np.ptp(depth[:, :kc], axis=1)
         staged = not _reads_in_place(contraction, tile, rows, depth[:, :kc], lanes)
-        for mc in _row_blocks(contraction, tile, weights @ rows):
-            box = tuple(int(e) for e in np.ptp(rows[:, :mc], axis=1) + reach_k + 1)
+        for mc in row_blocks:
+            box = tuple(int(e) for e in reach_m[mc] + reach_k + 1)
             box_bytes = _box_strides(box, size)[0] * box[0] * size
-            seen = tile.rows * min(kc, prod(box)) * size  # of the image by one tile, at most
-            for nc in column_blocks(contraction.n, nr):
-                padded_n = -(-nc // nr) * nr
-                bytes_used = box_bytes + padded_n * kc * size + mc * (padded_n + lanes) * size
-                crowded = 1.0 + max(0.0, bytes_used / (0.75 * l2) - 1.0) + 0.1 * max(0.0, seen / l1 - 1.0)
-                yield _grid_cost(contraction, target, tile, (mc, nc, kc), box if staged else None, crowded, lanes)
+            staged_vectors = prod(box[:-1]) * -(-box[-1] // lanes) if staged else 0
+            for nc in columns:
+                yield _Grid(mc, nc, kc, prod(box), box_bytes, staged_vectors)
 
 
-def _grid_cost(
-    contraction: WindowContraction,
-    target: VectorTarget,
-    tile: _Tile,
-    sizes: tuple[int, int, int],
-    box: tuple[int, ...] | None,
-    crowded: float,
-    lanes: int,
-) -> tuple[float, int, int, int, bool]:
-    """What a grid costs summed over the thread counts a machine may have, and the grid itself."""
-    (mc, nc, kc), size = sizes, element_bits(contraction.element) // 8
+def _grid_costs(
+    contraction: WindowContraction, target: VectorTarget, tile: _Tile, grids: list[_Grid], lanes: int
+) -> tuple[Slots, Flags]:
+    """What grids cost summed over the thread counts a machine may have, and whether packed B is kept."""
+    size = element_bits(contraction.element) // 8
+    l1, l2 = target.l1_bytes or _DEFAULT_L1, target.l2_bytes or DEFAULT_L2
     m, n, k = contraction.m, contraction.n, contraction.k
+    mc, nc, kc, box, box_bytes, staged_vectors = np.array(grids, dtype=np.int64).T
     m_blocks, n_blocks, k_blocks = -(-m // mc), -(-n // nc), -(-k // kc)
-    padded_n = -(-nc // (tile.vectors * lanes)) * tile.vectors * lanes
-    keep_b = m_blocks > 1 and k * padded_n * size <= max(target.l2_bytes, target.l3_bytes // 8)
-    staging = 0.0
-    if box is not None:
-        staging = k_blocks * prod(box[:-1]) * -(-box[-1] // lanes) * _STAGE_SLOTS
-    tiles = -(-mc // tile.rows) * -(-nc // (tile.vectors * lanes))
+    nr = tile.vectors * lanes
+    padded_n = -(-nc // nr) * nr
+    seen = tile.rows * np.minimum(kc, box) * size  # of the image by one tile, at most
+    used = box_bytes + padded_n * kc * size + mc * (padded_n + lanes) * size
+    crowded = 1.0 + np.maximum(0.0, used / (0.75 * l2) - 1.0) + 0.1 * np.maximum(0.0, seen / l1 - 1.0)
+    keep_b = (m_blocks > 1) & (k * padded_n * size <= max(target.l2_bytes, target.l3_bytes // 8))
+    staging = k_blocks * staged_vectors * _STAGE_SLOTS
+    tiles = -(-mc // tile.rows) * -(-nc // nr)
     visits = (k_blocks - 1) * tiles * (_TILE_SLOTS + 2 * tile.rows * tile.vectors)
-    chunk = tile.slots * (min(mc, m) / m) * (min(nc, n) / n) * crowded + _CHUNK_SLOTS + staging + visits
+    chunk = tile.slots * (np.minimum(mc, m) / m) * (np.minimum(nc, n) / n) * crowded + _CHUNK_SLOTS + staging + visits
     chunk += nc * k * _FETCH_SLOTS / lanes + finishing_slots(contraction, mc, nc, lanes)
     pack_b = nc * k * packing_slots(contraction) / lanes
-    total = over_threads(contraction.batch, tile.slots, (m_blocks, n_blocks), keep_b, chunk, pack_b)
-    return total, mc, nc, kc, keep_b
+    slots = np.full(len(grids), tile.slots)
+    return over_threads(contraction.batch, slots, (m_blocks, n_blocks), keep_b, chunk, pack_b), keep_b
 
 
-def finishing_slots(contraction: WindowContraction, mc: int, nc: int, lanes: int) -> float:
-    """What finishing a block of sums costs."""
+def finishing_slots(contraction: WindowContraction, mc: Table, nc: Table, lanes: int) -> Slots:
+    """What finishing blocks of sums costs."""
     stretches = nc * -(-mc // contraction.finish_rows) if contraction.finish_rows else mc
-    return mc * nc * _FINISH_SLOTS / lanes + stretches * contraction.arrays * _STRETCH_SLOTS
+    slots: Slots = mc * nc * _FINISH_SLOTS / lanes + stretches * contraction.arrays * _STRETCH_SLOTS
+    return slots
 
 
 def packing_slots(contraction: WindowContraction, by_taps: bool = False) -> float:
@@ -318,23 +331,22 @@ def packing_slots(contraction: WindowContraction, by_taps: bool = False) -> floa
 
 
 def over_threads(
-    batch: int, slots: float, blocks: tuple[int, int], keep_b: bool, chunk: float, pack_b: float
-) -> float:
-    """What a grid of chunks costs, summed over the thread counts a machine may have.
+    batch: int, slots: Slots, blocks: tuple[Table, Table], keep_b: Flags, chunk: Slots, pack_b: Slots
+) -> Slots:
+    """What grids of chunks cost, summed over the thread counts a machine may have.
 
     slots: of one batch entry, which say how many chunks are worth having; blocks: of rows and of columns; chunk and
     pack_b: the slots of a chunk, and of packing B for one, which is done once for those of a column if it is kept.
     """
     m_blocks, n_blocks = blocks
     chunks = batch * m_blocks * n_blocks
-    most_chunks = min(_MOST_CHUNKS, max(1.0, batch * slots // _SMALLEST_CHUNK_SLOTS))
-    total = 0.0
+    most_chunks = np.minimum(_MOST_CHUNKS, np.maximum(1.0, batch * slots // _SMALLEST_CHUNK_SLOTS))
+    total = np.zeros(chunks.shape)
     for threads in _THREADS:
         turns = -(-chunks // threads)
-        packs = min(turns, -(-chunks // m_blocks)) if keep_b else turns
-        total += (turns * chunk + packs * pack_b) * min(threads, most_chunks)
-    if chunks > max(batch, most_chunks):
-        total *= chunks / max(batch, most_chunks)
+        packs = np.where(keep_b, np.minimum(turns, -(-chunks // m_blocks)), turns)
+        total += (turns * chunk + packs * pack_b) * np.minimum(threads, most_chunks)
+    total *= np.maximum(1.0, chunks / np.maximum(batch, most_chunks))
     return total
 
 
