@@ -14,6 +14,7 @@ import numpy as np
 from kaun import literals, observe, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, forget_dead_nodes, key, ops, topological, unshared
+from kaun.runtime import collector
 from kaun.runtime import target as targets
 from kaun.runtime.buffers import Buffer, size_class, take
 from kaun.runtime.program import Executable
@@ -157,7 +158,8 @@ class CompiledGraph(CompiledProgram):
         self._graph, self._target = graph, target
         executable = self._stored(text)
         if executable is None:
-            executable = Executable(self.compilation.program, target)
+            with collector.held_back():
+                executable = Executable(self.compilation.program, target)
             stored_programs.store(text, target, executable.program)
         super().__init__(executable)
 

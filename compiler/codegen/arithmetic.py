@@ -55,14 +55,15 @@ def constant(scalar: ir.Type, value: Any, lanes: int = 0) -> ir.Constant:
     """A constant, the same in all lanes."""
     if isinstance(scalar, ir.IntType):
         value = int(value)
-    return ir.Constant(ir.VectorType(scalar, lanes), [value] * lanes) if lanes else ir.Constant(scalar, value)
+    one = ir.Constant(scalar, value)
+    return ir.Constant(ir.VectorType(scalar, lanes), [one] * lanes) if lanes else one
 
 
 def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     """The scalar in all lanes."""
     kind = ir.VectorType(value.type, lanes)
     if isinstance(value, ir.Constant):
-        return ir.Constant(kind, [value.constant] * lanes)
+        return ir.Constant(kind, [value] * lanes)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
     return builder.shuffle_vector(
         one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)

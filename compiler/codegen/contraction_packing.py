@@ -1,6 +1,7 @@
 """Packs plain operands of a contraction into panels: vector copies, or transposes in registers."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from llvmlite import ir
 
@@ -232,9 +233,13 @@ def _exchange(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, distance: int, up
 
 
 def _shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, mask: list[int]) -> ir.Value:
-    integer = ir.IntType(32)
-    lanes = [ir.Constant(integer, lane) for lane in mask]
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(integer, len(mask)), lanes))
+    return builder.shuffle_vector(a, b, _order(tuple(mask)))
+
+
+@lru_cache(maxsize=1024)
+def _order(lanes: tuple[int, ...]) -> ir.Constant:
+    """The lanes to take; made once, since a square of vectors takes few orders many times."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
 
 
 def _gather_panel(

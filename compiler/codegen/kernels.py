@@ -53,7 +53,22 @@ def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:
         window_kernel.emit(module, name, kernel, target)
     else:
         fused_contraction.emit(module, name, kernel, target)
-    return with_attributes(str(module), target)
+    text = with_attributes(str(module), target)
+    _take_apart(module)
+    return text
+
+
+def _take_apart(module: ir.Module) -> None:
+    """Break the circles in which a module's values refer to each other, so that they go without a garbage collector."""
+    for function in module.functions:
+        for block in function.blocks:
+            for instruction in block.instructions:
+                if isinstance(instruction, ir.PhiInstr):
+                    instruction.incomings.clear()
+            block.instructions.clear()
+            block.terminator = None
+        function.blocks.clear()
+    module.globals.clear()
 
 
 def with_attributes(text: str, target: VectorTarget) -> str:
