@@ -60,10 +60,15 @@ _CHECKED: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=64)
 def needed(target: Target) -> tuple[str, ...]:
-    """The features that code for this target may use, by LLVM's names, sorted."""
-    checked = _CHECKED.get(target.architecture, frozenset())
-    return tuple(sorted(name for name, on in _features(target) if on and name in checked))
+    """The features that code for this target may use, by LLVM's names, sorted; LLVM knows what its processor has."""
+    checked = _CHECKED.get(target.architecture)
+    if checked is None:
+        return ()
+    from kaun.runtime import presets  # and with it LLVM
+
+    return tuple(sorted(presets.features_of(target, checked)))
 
 
 def checkable(target: Target) -> Target:
@@ -129,7 +134,8 @@ def _host_features(architecture: str, vector_bits: str) -> frozenset[str]:
         return found
     text = ",".join(f"+{name}" for name in sorted(found))
     widest = Target("x86_64-unknown-linux-gnu", "", text, 512, 32, True, True, 1, 1, 1)
-    return frozenset(needed(with_vector_bits(widest, int(vector_bits))))
+    narrowed = with_vector_bits(widest, int(vector_bits))
+    return found & {name for name, on in _features(narrowed) if on}
 
 
 def _linux_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -24,11 +24,12 @@ import functools
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kaun.runtime.target import FALLBACK_CACHES, KIB, VECTOR_BITS, Target, host, with_vector_bits
 
-__all__ = ["PRESETS", "Preset", "named"]
+__all__ = ["PRESETS", "Preset", "features_of", "named"]
 
 
 @dataclass(frozen=True)
@@ -284,3 +285,40 @@ def _vector_bits(architecture: str, floats: str, bytes_: str) -> int:
         return max(32, min(512, 512 // int(group[1]))) if group else 32
     pattern = {"aarch64": r"fadd\s+v\d+\.4s", "arm": r"vadd\.f32\s+q\d", "wasm32": r"f32x4\.add"}[architecture]
     return 128 if re.search(pattern, floats) else 32
+
+
+# A function that may use one feature beside all of the target's, and a caller that may use those of the target.
+_INLINED = """
+define internal void @feature{number}() "target-cpu"="{cpu}" "target-features"="{features}+{name}" {{
+  call void asm sideeffect "", ""()
+  ret void
+}}
+define void @target{number}() "target-cpu"="{cpu}" "target-features"="{features}" {{
+  call void @feature{number}()
+  ret void
+}}
+"""
+
+
+def features_of(target: Target, names: Collection[str]) -> frozenset[str]:
+    """Which of these features, by LLVM's names, code for the target may use; its processor's name implies some.
+
+    LLVM has no list to ask for. But it inlines a function only where the caller has all the features that it may use.
+    """
+    import llvmlite.binding as llvm
+    from kaun.runtime import engine
+
+    engine.initialise_all()
+    ordered = sorted(names)
+    text = "".join(
+        _INLINED.format(number=number, name=name, cpu=target.cpu, features=f"{target.features},".lstrip(","))
+        for number, name in enumerate(ordered)
+    )
+    machine = llvm.Target.from_triple(target.triple).create_target_machine()
+    with llvm.create_context() as context:
+        module = llvm.parse_assembly(f'target triple = "{target.triple}"\n{text}', context)
+        with module:
+            builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+            builder.getModulePassManager().run(module, builder)
+            bodies = {function.name: str(function) for function in module.functions}
+    return frozenset(name for number, name in enumerate(ordered) if " asm " in bodies[f"target{number}"])

@@ -35,11 +35,27 @@ def test_it_is_told_without_llvm():
 
 
 def test_code_needs_what_a_generator_uses_and_nothing_else():
-    target = targets.Target.of("x86_64-unknown-linux-gnu", "znver4", "+avx2,-avx512f,+fma,+sgx,+shstk,+avx10.1")
-    assert cpu_features.needed(target) == ("avx2", "fma")
-    assert cpu_features.checkable(target).features == "+avx2,-avx512f,+fma,-sgx,-shstk,-avx10.1"
+    target = targets.Target.of("x86_64-unknown-linux-gnu", "x86-64", "+avx2,-avx512f,+fma,+sgx,+shstk")
+    needed = set(cpu_features.needed(target))
+    assert {"avx", "avx2", "fma", "sse2", "64bit"} <= needed and not needed & {"avx512f", "sgx", "shstk", "bmi2"}
+    assert cpu_features.checkable(target).features == "+avx2,-avx512f,+fma,-sgx,-shstk"
     other = targets.named("linux-riscv64")
     assert cpu_features.needed(other) == () and cpu_features.checkable(other) == other
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "lacks"),
+    [
+        ("x86_64-linux-gnu,cpu=sapphirerapids", {"avx512f", "avx512fp16", "gfni", "64bit"}, {"sse4a", "xop"}),
+        ("x86_64-linux-gnu,cpu=znver4,-avx512bw", {"avx512f", "sse4a"}, {"avx512bw", "avx512vbmi"}),
+        ("x86_64-linux-gnu", {"sse2"}, {"sse4.1", "avx"}),
+        ("aarch64-linux-gnu,cpu=cortex-a76", {"dotprod", "lse", "neon"}, {"sve", "bf16"}),
+        ("raspberry-pi-4", {"crc", "neon"}, {"lse", "dotprod"}),
+    ],
+)
+def test_code_for_a_processor_needs_what_its_name_implies(name, has, lacks):
+    needed = set(cpu_features.needed(targets.named(name)))
+    assert has <= needed and not needed & lacks
 
 
 @pytest.mark.skipif(targets.host().architecture != "x86_64", reason="narrower vectors of x86-64")
@@ -48,6 +64,7 @@ def test_narrower_vectors_are_a_processor_without_the_wide_ones(monkeypatch):
     assert cpu_features.missing("x86_64", ["sse2", "avx2", "fma", "f16c"]) == ("avx2", "fma", "f16c")
     assert cpu_features.runs_here(targets.named("linux-x86_64-v2"))
     assert not cpu_features.runs_here(targets.named("linux-x86_64-v3"))
+    assert not cpu_features.runs_here(targets.named("x86_64-linux-gnu,cpu=haswell"))
 
 
 def test_the_first_processor_of_a_list_is_read(tmp_path):
