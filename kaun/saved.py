@@ -134,8 +134,16 @@ def _section(sections: Sections, name: str) -> Section:
     return sections[name]
 
 
+def _raw(sections: Sections, name: str) -> Section:
+    """A section that is stored as it is: a small file does not ask for much memory by it."""
+    section = _section(sections, name)
+    if section.length != section.stored_length:
+        raise ValueError(f"the section {name!r} is packed, which it never is")
+    return section
+
+
 def _image(data: ArtifactData, sections: Sections) -> FlatImage:
-    code, rest = (_section(sections, name).content() for name in ("code", "data"))
+    code, rest = (_raw(sections, name).content() for name in ("code", "data"))
     return FlatImage(code, rest, data.rebases, data.imports, dict(data.symbols))
 
 
@@ -168,10 +176,7 @@ def _numbers_read(
     data: ArtifactData, sections: Sections
 ) -> tuple[tuple[Numbers, ...] | None, list[tuple[Numbers, ...]]]:
     """The initial state, and the constants of each function."""
-    section = _section(sections, "numbers")
-    if section.length != section.stored_length:
-        raise ValueError("the numbers are packed, which they never are")
-    content = np.frombuffer(section.stored[0], np.uint8)
+    content = np.frombuffer(_raw(sections, "numbers").stored[0], np.uint8)
     constants = [function.inputs[len(function.inputs) - function.constants :] for function in data.functions]
     groups = [data.state if data.has_initial else (), *constants]
     expected = sum(leaf.nbytes + -leaf.nbytes % _ALIGNMENT for group in groups for leaf in group)

@@ -173,17 +173,21 @@ def read(path: str | os.PathLike[str]) -> dict[str, Section]:
     ValueError, which names the file, for one that `write` did not write or that is damaged; OSError if it cannot be
     read.
     """
-    content = _content(Path(path))
     try:
-        return _sections(content)
+        return _sections(_content(Path(path)))
     except ValueError as error:
         raise ValueError(f"saved_file.read: {os.fspath(path)}: {error}") from None
 
 
 def _content(path: Path) -> memoryview:
-    """The file's bytes, in memory of our own: a file that changes meanwhile is not read twice."""
+    """The file's bytes, in memory of our own: a file that changes meanwhile is not read twice.
+
+    ValueError before anything of a large file that is no such file is read.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        _check_begin(file.read(_HEADER.size), size)
+        file.seek(0)
         memory = np.empty(size + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
         content = memory.data[start : start + size]
@@ -196,14 +200,20 @@ def _content(path: Path) -> memoryview:
     return content[:done].toreadonly()
 
 
-def _sections(content: memoryview) -> dict[str, Section]:
-    if content.nbytes < _HEADER.size or content[:8].tobytes() != MAGIC:
+def _check_begin(begin: bytes | memoryview, size: int) -> None:
+    """ValueError unless a file of this size begins like one of this format."""
+    if len(begin) < _HEADER.size or bytes(begin[:8]) != MAGIC:
         raise ValueError("this is not a file that `save` of a compiled function or step wrote")
-    _, form, count, length, zero, checksum = _HEADER.unpack_from(content)
+    _, form, _, length, _, _ = _HEADER.unpack_from(begin)
     if form != FORMAT:
         raise ValueError(f"the file has format {form}, expected {FORMAT}: another version of Kaun wrote it")
-    if length != content.nbytes:
-        raise ValueError(f"the file has {content.nbytes} bytes, expected {length}: it is cut short or was appended to")
+    if length != size:
+        raise ValueError(f"the file has {size} bytes, expected {length}: it is cut short or was appended to")
+
+
+def _sections(content: memoryview) -> dict[str, Section]:
+    _check_begin(content, content.nbytes)
+    _, _, count, length, zero, checksum = _HEADER.unpack_from(content)
     end = _HEADER.size + _ENTRY.size * count
     if zero or count > _MOST_SECTIONS or end > length:
         raise ValueError("the header is damaged")

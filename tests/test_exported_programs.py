@@ -362,6 +362,42 @@ def test_a_function_is_exported_without_a_state(tmp_path: Path) -> None:
     assert (tmp_path / "results.raw").read_bytes() == raw(expected)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["file", "state", "step", "options", "workspace", "inputs", "outputs", "results"],
+        ["argc", "argv", "main", "printf", "fopen", "fail", "check", "read_array", "read", "read_batch", "value"],
+        ["NULL", "EOF", "SEEK_SET", "INT32_MAX", "I", "errno", "stdin", "linux", "typeof", "size_t", "uint8_t"],
+        ["X", "x", "x_values", "x_2", "RUN", "kaun_f_run", "class_", "threads", "data", "batch"],
+    ],
+)
+def test_arguments_may_have_any_names(given: list[str], tmp_path: Path) -> None:
+    scope: dict[str, Callable[..., nx.Tensor]] = {}
+    exec(f"def f({', '.join(given)}): return {' + '.join(given)}", scope)  # parameters named like what C knows
+    exported = kn.compile(scope["f"], *[kn.spec(3)] * len(given)).export(tmp_path)
+    (tmp_path / "data.raw").write_bytes(raw([[np.full(3, number, np.float32) for number in range(len(given))]]))
+    for flags in ((), ("-std=gnu11",), STRICT_CPLUSPLUS):
+        program = build(exported, "-Wconversion", *flags)
+        run(program, "data.raw", "--outputs", "results.raw", folder=tmp_path)
+        assert np.fromfile(tmp_path / "results.raw", np.float32).tolist() == [sum(range(len(given)))] * 3
+
+
+def test_a_program_ends_whose_data_cannot_be_read_again(tmp_path: Path) -> None:
+    exported = kn.compile(lambda x: x * 2, kn.spec(3)).export(tmp_path, name="double_it")
+    program = build(exported)
+    done = subprocess.run(
+        [program, "/dev/stdin", "--steps", "3"], input=raw([[np.ones(3, np.float32)]]), capture_output=True, timeout=60
+    )
+    assert done.returncode == 1 and b"cannot be read again" in done.stderr
+    (tmp_path / "data.raw").write_bytes(raw([[np.ones(3, np.float32)]]))
+    assert run(program, "data.raw", "--steps", 3, folder=tmp_path) == "calls: 3\n"
+
+
+def test_a_program_without_a_byte_of_data_needs_no_file(tmp_path: Path) -> None:
+    exported = kn.compile(lambda x: x.sum(), kn.spec((0, 4))).export(tmp_path, name="nothing")
+    assert run(build(exported), "--steps", 2, folder=tmp_path) == "calls: 2\n"
+
+
 def test_a_function_of_nothing_is_called_without_data(tmp_path: Path) -> None:
     compiled = kn.compile(lambda: nx.arange(5, dtype=kn.float32) * 2)
     exported = compiled.export(tmp_path, name="table")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kaun.runtime import saved_file
 from kaun.runtime.artifact import Artifact, Leaf
 from kaun.runtime.export import build, names, state_file
 from kaun.runtime.export.description import description
@@ -122,8 +123,8 @@ def read_state(leaves: Sequence[Leaf], path: str | Path) -> list[state_file.Numb
 
 
 def write_state(leaves: Sequence[Leaf], arrays: Sequence[state_file.Numbers], path: str | Path) -> None:
-    """Write a file that an exported program of a step with such a state loads."""
-    Path(path).write_bytes(state_file.packed(StateLayout.of(leaves), arrays))
+    """Write a file that an exported program of a step with such a state loads. Until it is whole, the old one stays."""
+    saved_file.replace_file(str(path), [state_file.packed(StateLayout.of(leaves), arrays)])
 
 
 def _most_threads(artifact: Artifact, threads: int | None) -> int:

@@ -166,7 +166,7 @@ def javascript(layout: Layout, embedded: bool) -> str:
     methods += [_STATE_METHODS.substitute(names).replace("\\`", "`")] if has_state else []
     return _TEXT.substitute(
         names,
-        what="a training step" if has_state else f"the function `{layout.artifact.name}`",
+        what="a training step" if has_state else f"the function {json.dumps(layout.artifact.name)}",
         usage="".join(f"//     {line}\n" for line in _usage(layout)),
         ALIGNMENT=ALIGNMENT,
         STATE_SIZE=layout.state.nbytes,

@@ -151,8 +151,9 @@ _LOOP = Template("""\
                 fail(options.data, "holds no batch");
             if (options.steps == 0)
                 break;
-            rewind(file); /* more steps than batches: begin again */
-            continue;
+            /* More steps than batches: begin again. */
+            if (fseek(file, 0, SEEK_SET) != 0 || !read_batch(${batch}))
+                fail(options.data, "cannot be read again");
         }
         check(${call}, "${function}");
         step++;
@@ -179,10 +180,11 @@ class _Program:
         self.layout, self.embedded = layout, embedded
         self.entry = next(entry for entry in layout.entries if entry.verb == "run")
         self.function = f"{layout.prefix}_{self.entry.verb}"
+        self.reads = any(leaf.nbytes for leaf in self.entry.inputs)
         # Option and member; the word that a member is a path for is a const char pointer.
         self.paths = {"--state": "state", "--save": "save"} if layout.state.slots else {"--outputs": "outputs"}
         self.numbers = ["steps", "threads"] if layout.most_threads > 1 else ["steps"]
-        words = ["DATA"] if self.entry.inputs else []
+        words = ["DATA"] if self.reads else []
         words += [f"[--{name} COUNT]" for name in self.numbers]
         self.usage = " ".join([*words, *(f"[{option} FILE]" for option in self.paths)])
         self.words = {"name": layout.name, "prefix": layout.prefix, "usage": self.usage}
@@ -193,7 +195,7 @@ class _Program:
         does = "trains on a file of raw data." if layout.state.slots else "calls the function on raw data."
         flag = " -pthread" if layout.most_threads > 1 else ""
         yield _TOP.substitute(self.words, does=does, flag=flag, data=self.data())
-        if entry.inputs:
+        if self.reads:
             yield _READ_ARRAY
             yield "\n".join(self.read_batch())
         if layout.state.slots:
@@ -206,19 +208,20 @@ class _Program:
         return macro(self.layout, self.entry.verb, name, "count")
 
     def arrays(self, inputs: bool) -> list[tuple[str, str, str]]:
-        """(type, name, bytes) of each array."""
+        """(type, variable, bytes) of each array. Nothing else in the program is named like a variable of these."""
         entry = self.entry
         leaves, found = (entry.inputs, entry.input_names) if inputs else (entry.outputs, entry.output_names)
         return [
-            (c_type(leaf.dtype), name, f"{self.count(name)} * sizeof *{name}")
+            (c_type(leaf.dtype), f"{name}_values", f"{self.count(name)} * sizeof *{name}_values")
             for leaf, name in zip(leaves, found, strict=True)
         ]
 
     def data(self) -> str:
         """What the comment says about the file."""
-        if not self.entry.inputs:
+        if not self.reads:
             return ""
-        lines = [f"       {kind} {name}[{self.count(name)}];" for kind, name, _ in self.arrays(inputs=True)]
+        named = zip(self.entry.inputs, self.entry.input_names, strict=True)
+        lines = [f"       {c_type(leaf.dtype)} {name}[{self.count(name)}];" for leaf, name in named]
         text = "\n".join(lines)
         return f"   The file holds batches one after the other, each of the arrays\n\n{text}\n\n"
 
@@ -235,7 +238,7 @@ class _Program:
         layout = self.layout
         start = f'"{layout.name}.state"' if layout.state.slots and not self.embedded else "NULL"
         members, defaults, choices, wrong = [], [], [], ["options.steps < 0"]
-        if self.entry.inputs:
+        if self.reads:
             members.append("    const char *data;")
             defaults.append("NULL")
             wrong.append("options.data == NULL")
@@ -251,7 +254,7 @@ class _Program:
             defaults.append(start if name == "state" else "NULL")
             choices.append(f'if (strcmp(word, "{option}") == 0 && next != NULL)\n'
                            f"            options.{name} = argv[++i];")  # fmt: skip
-        if self.entry.inputs:
+        if self.reads:
             choices.append("if (word[0] != '-' && options.data == NULL)\n            options.data = word;")
         return _OPTIONS.substitute(
             self.words,
@@ -262,10 +265,10 @@ class _Program:
         )
 
     def main(self) -> Iterator[str]:
-        layout, entry = self.layout, self.entry
+        layout = self.layout
         yield "\nint main(int argc, char **argv)\n{"
         yield "    const struct options options = read_options(argc, argv);"
-        if entry.inputs:
+        if self.reads:
             yield '    FILE *file = fopen(options.data, "rb");'
         if "outputs" in self.paths.values():
             yield '    FILE *results = options.outputs == NULL ? NULL : fopen(options.outputs, "wb");'
@@ -275,11 +278,12 @@ class _Program:
         yield f"    void *workspace = aligned_memory({macro(layout, 'WORKSPACE_SIZE')}({threads}));"
         for kind, name, size in self.arrays(inputs=True) + self.arrays(inputs=False):
             yield f"    {kind} *{name} = ({kind} *)aligned_memory({size});"
-        for which, found in (("inputs", entry.input_names), ("outputs", entry.output_names)):
+        for which in ("inputs", "outputs"):
+            found = [name for _, name, _ in self.arrays(which == "inputs")]
             if found:
                 yield f"    const {self.function}_{which} {which} = {{{', '.join(found)}}};"
         yield "    long step = 0;\n"
-        if entry.inputs:
+        if self.reads:
             yield '    if (file == NULL)\n        fail(options.data, "cannot be read");'
         if layout.state.slots:
             yield from self.start()
@@ -299,9 +303,9 @@ class _Program:
     def loop(self) -> str:
         entry, arguments = self.entry, ["state"] if self.layout.state.slots else []
         arguments += ["&inputs" if entry.inputs else "NULL", "&outputs" if entry.outputs else "NULL", "workspace"]
-        loop = _LOOP if entry.inputs else _LOOP_WITHOUT_DATA
+        loop = _LOOP if self.reads else _LOOP_WITHOUT_DATA
         return loop.substitute(
-            batch=", ".join(["file", *entry.input_names]),
+            batch=", ".join(["file", *(name for _, name, _ in self.arrays(inputs=True))]),
             call=f"{self.function}({', '.join(arguments)})",
             function=self.function,
             result="\n".join([*self.result(), ""]),
@@ -315,7 +319,7 @@ class _Program:
                 yield '            fail(options.outputs, "cannot be written");'
         elif self.entry.outputs:
             leaf, name = self.entry.outputs[0], self.entry.output_names[0]
-            number = f"value({name}[0])" if leaf.dtype.name in _VALUES else f"(double){name}[0]"
+            number = f"value({name}_values[0])" if leaf.dtype.name in _VALUES else f"(double){name}_values[0]"
             digits = 17 if leaf.dtype.name == "float64" else 9  # enough to be read back as the same number
             yield f'        printf("step %ld: {name} %.{digits}g\\n", step, {number});'
 

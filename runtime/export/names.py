@@ -19,6 +19,9 @@ _KEYWORDS = frozenset(
     """.split()
 )
 
+# What compilers and headers of the system define as macros in small letters. Those in capitals are too many to tell.
+_MACROS = frozenset("errno i386 linux near far stdin stdout stderr typeof unix".split())
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -30,11 +33,12 @@ def checked(name: str) -> str:
 
 
 def identifier(text: str) -> str:
-    """The closest identifier of C."""
+    """The closest identifier of C that no header is likely to define as a macro."""
     word = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "value"
     if word[0].isdigit():
         word = f"value_{word}"
-    return f"{word}_" if word in _KEYWORDS else word
+    is_taken = word in _KEYWORDS or word in _MACROS or word == "I" or (len(word) > 1 and word == word.upper())
+    return f"{word}_" if is_taken else word
 
 
 def identifiers(texts: Iterable[str]) -> list[str]:

@@ -338,6 +338,23 @@ def test_what_is_no_such_file_is_refused(tmp_path, file):
         kn.load(tmp_path / "f")
 
 
+def test_a_small_file_does_not_ask_for_much_memory(tmp_path, small):
+    with (tmp_path / "f").open("wb") as large:
+        large.truncate(1 << 42)  # takes no space on the disk
+    with pytest.raises(ValueError, match="this is not a file that `save` of a compiled function or step wrote"):
+        kn.load(tmp_path / "f")
+    with (tmp_path / "f").open("r+b") as large:
+        large.write(small.read_bytes())
+    with pytest.raises(ValueError, match=f"the file has {1 << 42} bytes, expected {small.stat().st_size}"):
+        kn.load(tmp_path / "f")
+    for name in ("code", "data", "numbers"):
+        sections = dict(saved_file.read(small))
+        sections[name] = Section((saved_file.zlib.compress(bytes(1 << 20)),), 1 << 20)
+        saved_file.write(tmp_path / "f", sections)
+        with pytest.raises(ValueError, match=f"the section '{name}' is packed, which it never is"):
+            kn.load(tmp_path / "f")
+
+
 def test_a_full_disk_leaves_the_old_file(file, tmp_path):
     path = tmp_path / "step.kaun"
     path.write_bytes(file.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import random
 import re
@@ -17,7 +18,7 @@ from kaun.compiler.ir import Graph, Node, dtypes, ops
 from kaun.compiler.pipeline import Compilation
 from kaun.runtime.artifact import Artifact, Details, Function, Leaf
 from kaun.runtime.artifact import Memory as Needs
-from kaun.runtime.export import export, names, state_file
+from kaun.runtime.export import export, names, read_state, state_file, write_state
 from kaun.runtime.export.layout import ALIGNMENT, Layout, StateLayout, lay_out
 from kaun.runtime.program import Executable
 from kaun.runtime.target import host, named
@@ -238,9 +239,11 @@ def test_a_step_touches_no_memory_beside_what_it_was_given(seed: int, tmp_path: 
 
 def test_names_become_identifiers_of_c_that_differ() -> None:
     found = names.identifiers(["params.0.weight", "params_0_weight", "PARAMS_0_WEIGHT", "x", "class", "0", "é", ""])
-    assert found[:5] == ["params_0_weight", "params_0_weight_2", "PARAMS_0_WEIGHT_3", "x", "class_"]
+    assert found[:5] == ["params_0_weight", "params_0_weight_2", "PARAMS_0_WEIGHT_", "x", "class_"]
     assert len({name.lower() for name in found}) == len(found)
     assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in found)
+    # What a header may define: macros are in capitals, or known.
+    assert names.identifiers(["EOF", "I", "X", "linux", "Q1"]) == ["EOF_", "I_", "X", "linux_", "Q1_"]
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a-b", "a b", "../a", "ä"])
@@ -309,6 +312,15 @@ def test_comments_of_c_are_not_ended_by_what_people_name_things(tmp_path: Path) 
     run(c_compiler(), "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-c", "use.c", folder=tmp_path)
 
 
+def test_lines_of_a_name_stay_in_their_comment(tmp_path: Path) -> None:
+    (x,) = vectors(1)
+    made = artifact(function("call", {"x\nint y": x}, {"\nint z": ops.add(x, x)}))
+    made = dataclasses.replace(made, name="f\nimport 'nothing'", target=named("wasm32"))
+    export(made, tmp_path, name="plain")
+    assert not re.search("^ *(int [yz]|import)", (tmp_path / "plain.h").read_text(), re.MULTILINE)
+    assert not re.search("^ *(int [yz]|import)", (tmp_path / "plain.mjs").read_text(), re.MULTILINE)
+
+
 def test_equal_artifacts_give_equal_files(tmp_path: Path) -> None:
     for folder in ("one", "other"):
         export(random_step(3)[0], tmp_path / folder)
@@ -370,6 +382,19 @@ def test_a_state_file_is_read_as_it_was_written_and_refused_when_it_is_not(tmp_p
         state_file.unpacked(renamed, content)
     with pytest.raises(ValueError, match=r"state_file\.packed: got float32\[2\]"):
         state_file.packed(layout, [np.ones(2, np.float32), *arrays[1:]])
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_state([leaf("a", 3)], [np.ones(3, np.float32)], tmp_path / "state")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "no space left on the device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_state([leaf("a", 3)], [np.zeros(3, np.float32)], tmp_path / "state")
+    assert read_state([leaf("a", 3)], tmp_path / "state")[0].tolist() == [1, 1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
 
 
 def test_memory_is_aligned_as_the_tests_say() -> None:
