@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd, prod
+from math import gcd, inf, prod
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -147,8 +147,11 @@ class _Grid(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def plan_filter(contraction: WindowContraction, target: VectorTarget) -> FilterPlan | None:
-    """Choose blocks; None if this is no window of 3x3 that moves by one."""
+def plan_filter(contraction: WindowContraction, target: VectorTarget, limit: float = inf) -> FilterPlan | None:
+    """Choose blocks; None if this is no window of 3x3 that moves by one, or would cost `limit` slots or more.
+
+    Tables are only made for a plan that is wanted: a block of a big image with an odd number of rows is all of it.
+    """
     if not contraction.element.startswith("float"):
         return None
     rows = np.array([tabulated(place, contraction.rows) for place in contraction.image.places])
@@ -160,6 +163,8 @@ def plan_filter(contraction: WindowContraction, target: VectorTarget) -> FilterP
     grids = list(_grids(contraction, target, shape, lanes))
     costs, keeps = _costs(contraction, target, shape, grids)
     best = int(np.argmin(costs))
+    if costs[best] >= limit:
+        return None
     return _plan(contraction, target, shape, grids[best], bool(keeps[best]), float(costs[best]))
 
 

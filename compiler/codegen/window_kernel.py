@@ -40,8 +40,8 @@ def plan(kernel: ContractionKernel, target: VectorTarget) -> tuple[WindowContrac
         bool(kernel.column_stores),
     )  # fmt: skip
     windows = plan_windows(contraction, target)
-    filtering = None if kernel.column_stores else plan_filter(contraction, target)
-    return contraction, windows if filtering is None or windows.slots <= filtering.slots else filtering
+    filtering = None if kernel.column_stores else plan_filter(contraction, target, windows.slots)
+    return contraction, filtering or windows
 
 
 def multiply_adds(kernel: ContractionKernel, chosen: WindowPlan | FilterPlan) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from kaun.compiler.autodiff.vjp import gradients
-from kaun.compiler.codegen import window_kernel
+from kaun.compiler.codegen import filter_blocking, window_kernel
 from kaun.compiler.codegen.filter_blocking import FilterPlan, plan_filter
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.codegen.window_blocking import WindowContraction
+from kaun.compiler.codegen.window_blocking import WindowContraction, WindowPlan
 from kaun.compiler.ir import Graph, dtypes, ops
 from kaun.compiler.pipeline import Compilation
 from kaun.compiler.schedule.loop_ir import ContractionKernel
@@ -75,6 +76,17 @@ def test_integers_are_not_filtered() -> None:
     for contraction, _ in plans(TARGETS["512 bits"], (16, 16)):
         assert plan_filter(contraction, TARGETS["512 bits"]) is not None
         assert plan_filter(dataclasses.replace(contraction, element="int32"), TARGETS["512 bits"]) is None
+
+
+def test_tables_are_not_made_for_a_plan_that_costs_too_much() -> None:
+    target = TARGETS["512 bits"]
+    for contraction, chosen in plans(target, (16, 16)):
+        assert plan_filter(contraction, target, chosen.slots) is None
+        assert plan_filter(contraction, target, chosen.slots * 1.001) == chosen
+    # All of an image with an odd number of rows is one block: a million tiles in tables would take seconds.
+    with mock.patch.object(filter_blocking, "_plan", side_effect=AssertionError):
+        kinds = [type(plan) for _, plan in plans(target, (511, 511))]
+    assert kinds == [WindowPlan] * 3
 
 
 def test_few_channels_are_not_filtered() -> None:
