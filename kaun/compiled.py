@@ -101,8 +101,12 @@ class AheadOfTime:
         from kaun.compiler.pipeline import Compilation
 
         native = self.functions[self._main]
+        compiled = native.compiled
+        if not compiled.executable.kernel_addresses:
+            # From a file, whose code tells no kernel from another: what is profiled is its graph, compiled anew.
+            compiled = execution.compiled(native.graph)
         compilation = Compilation(native.graph, execution.vector_target(self._target))
-        return profiling.profile(native.compiled, compilation, given + native.constants, seconds=seconds)
+        return profiling.profile(compiled, compilation, given + native.constants, seconds=seconds)
 
     def _summary(self) -> str:
         program = self.functions[self._main].function.program

@@ -252,16 +252,11 @@ def profile(
     """Profile a program, which `compilation` is the way to, on copies of these inputs, for about `seconds` of runs.
 
     Outputs that may take the memory of an input do, as in a training loop: each run goes on from the state the last one
-    left. Raises ValueError for a program without kernels, and for one that another version of the compiler made.
+    left. Raises ValueError for a program without kernels.
     """
     program = compiled.executable.program
     if not program.calls:
         raise ValueError("profiling.profile: the program has no kernels: its outputs are its inputs")
-    if program.bundles != compilation.program.bundles:
-        raise ValueError(
-            "profiling.profile: another version of the compiler made this program, and its kernels are not what this "
-            "one would make; load it with recompile=True"
-        )
     owned = [_copy(storage) for storage in inputs]
     outputs = [
         Storage(result) if donor is None else owned[donor]

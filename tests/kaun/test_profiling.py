@@ -113,6 +113,15 @@ def test_a_function_is_profiled_with_its_arguments():
         compiled.profile(np.ones((40, 31), np.float32), np.ones((30, 20), np.float32))
 
 
+@pytest.mark.parametrize("recompile", [False, True])
+def test_what_was_loaded_is_profiled_too(recompile, step, batch, tmp_path):
+    step.save(tmp_path / "step.kaun")
+    loaded = kn.load(tmp_path / "step.kaun", recompile=recompile)
+    with nx.rng.run(seed=0):
+        profile = loaded.profile(loaded.init(), *batch, seconds=0.0)
+    assert [k.flops for k in profile.kernels] == [k.flops for k in step.kernels]
+
+
 def test_a_program_without_kernels_has_nothing_to_profile():
     compiled = kn.compile(lambda x: x, kn.spec((3,)))
     with pytest.raises(ValueError, match="no kernels"):
