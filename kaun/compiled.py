@@ -110,7 +110,8 @@ class AheadOfTime:
 
     def _summary(self) -> str:
         program = self.functions[self._main].function.program
-        return f"{len(program.calls)} kernels in {len(program.bundles)} launches, {self.cost.flops:,} flops"
+        launches = "1 launch" if len(program.bundles) == 1 else f"{len(program.bundles)} launches"
+        return f"{len(program.calls)} kernels in {launches}, {self.cost.flops:,} flops"
 
 
 class Compiled(AheadOfTime):

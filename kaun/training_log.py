@@ -52,7 +52,7 @@ class TrainingLog:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self._summary, self._event = summary, Event
-        self._writer: Any = EventsWriter(str(path / "events"), f".{os.getpid()}.{start}")
+        self._writer: Any = EventsWriter(str(path / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._step = start
         self._statistics = CacheStatistics()
         self._timed: tuple[CompiledGraph, Tracer] | None = None

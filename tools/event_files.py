@@ -16,20 +16,23 @@ from pathlib import Path
 _LONGEST = 256 << 20
 
 
-def scalars(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) pairs by name, in the order of the steps; a step logged twice counts as it was last.
+def runs(folder: str | os.PathLike[str]) -> list[dict[str, list[tuple[int, float]]]]:
+    """(step, value) pairs by name of each run, in the order of the steps.
 
+    A file that goes on where the one before ended belongs to its run; one that starts earlier begins another.
     ValueError, naming the file, for damage; and if tensorboardX is missing or the folder holds no event file.
     """
     try:
         from tensorboardX.proto.event_pb2 import Event
     except ImportError as error:
         raise ValueError("tensorboardX is not installed; install it with pip install 'kaun[log]'") from error
-    files = sorted(Path(folder).glob("*tfevents*"), key=lambda path: (path.stat().st_mtime, path.name))
+    files = sorted(Path(folder).glob("*tfevents*"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not files:
         raise ValueError(f"{folder} holds no event files; kn.train.fit(..., log_dir={str(folder)!r}) writes them")
-    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    found: list[dict[str, list[tuple[int, float]]]] = []
+    last = -1
     for file in files:
+        values: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
         for record in _records(file):
             try:
                 event = Event.FromString(record)
@@ -37,8 +40,22 @@ def scalars(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, float]]
                 raise ValueError(f"{file} holds a record that is no event: {error}") from error
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    found[value.tag][event.step] = value.simple_value
-    return {name: sorted(values.items()) for name, values in found.items()}
+                    values[value.tag].append((event.step, value.simple_value))
+        steps = [step for pairs in values.values() for step, _ in pairs]
+        if not steps:
+            continue
+        if not found or min(steps) <= last:
+            found.append({})
+        for name, pairs in values.items():
+            found[-1].setdefault(name, []).extend(pairs)
+        last = max(steps)
+    return found
+
+
+def scalars(folder: str | os.PathLike[str]) -> dict[str, list[tuple[int, float]]]:
+    """The pairs of the last run of a folder; errors as of `runs`."""
+    found = runs(folder)
+    return found[-1] if found else {}
 
 
 def _records(file: Path) -> Iterator[bytes]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from kaun.tools import event_files
 
@@ -16,8 +19,9 @@ _PANELS = (
     ("gradient_norm", "norm of the gradients", True),
     ("steps_per_second", "steps a second", False),
 )
-# The smooth line is an exponential mean over about so many of a curve's points.
-_SMOOTH_OVER = 40
+# The smooth line of a curve of many points is the mean of this share of them around each.
+_MANY, _SHARE = 40, 0.05
+_COLOURS = ("#3f74b8", "#c4702b", "#3f8b5c", "#8a5fb0", "#7b868e")
 
 
 def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
@@ -30,7 +34,7 @@ def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
     given = parser.parse_args(arguments)
     path = Path(given.out) if given.out else Path(given.folder) / "training.png"
     try:
-        draw(event_files.scalars(given.folder), path, Path(given.folder).resolve().name)
+        draw(event_files.runs(given.folder), path, Path(given.folder).resolve().name)
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
@@ -38,38 +42,54 @@ def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
     return 0
 
 
-def draw(found: dict[str, list[tuple[int, float]]], path: Path, title: str) -> None:
-    """Write the picture. ValueError if none of the curves is there, or matplotlib is not installed."""
+def draw(runs: Sequence[dict[str, list[tuple[int, float]]]], path: Path, title: str) -> None:
+    """Write the picture, a colour for each run. ValueError if no curve is there, or matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("matplotlib is not installed; install it with pip install 'kaun[plot]'") from error
-    panels = [panel for panel in _PANELS if found.get(panel[0])]
+    panels = [panel for panel in _PANELS if any(run.get(panel[0]) for run in runs)]
     if not panels:
-        raise ValueError(f"the log holds {', '.join(sorted(found)) or 'nothing'}, and none of what is drawn")
+        names = sorted({name for run in runs for name in run})
+        raise ValueError(f"the log holds {', '.join(names) or 'nothing'}, and none of what is drawn")
     figure = Figure(figsize=(9, 0.6 + 2.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (name, label, logarithmic) in zip(axes, panels, strict=True):
-        steps, values = zip(*found[name], strict=True)
-        many = len(values) > _SMOOTH_OVER
-        panel.plot(steps, values, color="#3f74b8", linewidth=1, alpha=0.35 if many else 1, marker=None if many else ".")
-        if many:
-            panel.plot(steps, _smooth(values), color="#3f74b8", linewidth=1.6)
-        if logarithmic and min(values) > 0 and max(values) / min(values) > 5:
+        every: list[float] = []
+        for number, run in enumerate(runs):
+            if run.get(name):
+                every += _draw_curve(panel, run[name], _COLOURS[number % len(_COLOURS)], f"run {number + 1}")
+        finite = [value for value in every if math.isfinite(value)]
+        if finite and logarithmic and min(finite) > 0 and max(finite) / min(finite) > 5:
             panel.set_yscale("log")
+        else:
+            panel.ticklabel_format(axis="y", useOffset=False)
+        if finite and max(finite) - min(finite) <= 1e-6 * abs(max(finite)):
+            panel.set_ylim(*sorted((0.9 * finite[0] - 1e-12, 1.1 * finite[0] + 1e-12)))
         panel.set_ylabel(label, fontsize=9)
         panel.grid(alpha=0.25)
         panel.tick_params(labelsize=8)
-    axes[0].set_title(title, fontsize=10)
+    if len(runs) > 1:
+        axes[0].legend(fontsize=8)
+    axes[0].set_title(f"{title}; strong lines are means over the points around", fontsize=10)
     axes[-1].set_xlabel("step", fontsize=9)
     figure.savefig(str(path), dpi=130)
 
 
+def _draw_curve(panel: Any, points: Sequence[tuple[int, float]], colour: str, label: str) -> list[float]:
+    """Draw one run's curve; its values."""
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    many = len(values) > _MANY
+    marker = None if many else "."
+    panel.plot(steps, values, color=colour, linewidth=1, alpha=0.35 if many else 1, marker=marker, label=label)
+    if many:
+        panel.plot(steps, _smooth(values), color=colour, linewidth=1.6)
+    return values
+
+
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential means, corrected for their start, which has no past."""
-    keep = 1 - 1 / _SMOOTH_OVER
-    mean, weight, smoothed = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append(mean / weight)
-    return smoothed
+    """Means over the points around each, fewer at the ends."""
+    half = max(1, round(_SHARE * len(values) / 2))
+    sums = [0.0, *accumulate(values)]
+    ends = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(sums[last] - sums[first]) / (last - first) for first, last in ends]

@@ -103,6 +103,14 @@ def test_a_run_that_goes_on_is_logged_where_the_other_ended(tmp_path: Path) -> N
     assert [step for step, _ in event_files.scalars(tmp_path)["loss"]] == [1, 2, 3, 4, 5]
 
 
+def test_a_run_that_starts_anew_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for count in (3, 5):
+        fitted(trainer_of(kn.optim.adamw(lr=1e-2)), batches(count), log_dir=tmp_path)
+    first, second = event_files.runs(tmp_path)
+    assert [len(run["loss"]) for run in (first, second)] == [3, 5]
+    assert command.main(["plot", str(tmp_path)]) == 0
+
+
 def test_what_was_logged_before_training_was_stopped_is_there(tmp_path: Path) -> None:
     def stop(step: int, **_: object) -> None:
         if step == 4:
@@ -198,5 +206,5 @@ def test_losses_that_are_not_finite_are_drawn_too(tmp_path: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw({"loss": [(1, 1.0), (2, math.nan), (3, math.inf)]}, tmp_path / "loss.png", "run")
+        draw([{"loss": [(1, 1.0), (2, math.nan), (3, math.inf)]}], tmp_path / "loss.png", "run")
     assert (tmp_path / "loss.png").exists()

@@ -73,5 +73,6 @@ def model_of(graph: Graph, title: str, *, times: bool = True) -> Model:
         addresses = [storage.address for storage in inputs]
         seconds = time_calls(execution.compiled(graph).executable, addresses, seconds=_SECONDS)
     program = compilation.program
-    summary = f"{len(program.calls)} kernels in {len(program.bundles)} launches for {target.name}"
+    launches = "1 launch" if len(program.bundles) == 1 else f"{len(program.bundles)} launches"
+    summary = f"{len(program.calls)} kernels in {launches} for {target.name}"
     return make_model(title, compilation, lambda llvm: engine.assembly(llvm, target), seconds, summary)

@@ -88,6 +88,23 @@ class Model {
       }
     }
     this.layers = layerTree(last.nodes, firstSeen(this.stages[0].nodes));
+    this.describe(this.layers);
+  }
+
+  // What made each layer: the line of the source that most of its forward pass comes from.
+  describe(layer) {
+    layer.children.forEach((child) => this.describe(child));
+    if (layer.children.size || !layer.path) return;
+    const counts = new Map();
+    for (const node of this.last.nodes) {
+      if (node.path !== layer.path || node.phase !== "forward" || !node.file || node.isInput) continue;
+      const key = `${node.file}\n${node.line}`;
+      counts.set(key, (counts.get(key) || 0) + 1);
+    }
+    const [most] = [...counts].sort((a, b) => b[1] - a[1])[0] || [];
+    if (!most) return;
+    const [file, line] = most.split("\n");
+    layer.made = (this.sources.find((source) => source.file === file)?.lines[line - 1] || "").trim();
   }
 
   formatCost(cost) {

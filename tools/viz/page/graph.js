@@ -37,7 +37,7 @@ class GraphView {
     this.listen();
     new ResizeObserver(() => this.resize()).observe(this.body);
     this.open = this.openAtFirst();
-    this.layout().then(() => this.fit());
+    this.layout().then(() => this.begin());
   }
 
   // Groups by id: "", a phase, a phase with a layer's path.
@@ -179,7 +179,8 @@ class GraphView {
       return { points, label, nodes, from: edge.sources[0], to: edge.targets[0], box: bounds(points) };
     });
     this.size = { width: placed.width, height: placed.height };
-    this.note.textContent = `${this.boxes.size} of ${this.groupOf.size} nodes and layers in view`;
+    const shown = [...this.boxes.keys()].filter((id) => id[0] === "n").length;
+    this.note.textContent = `${shown} of ${this.groupOf.size} nodes shown, the others in ${[...this.boxes.values()].filter((box) => box.group && !box.isOpen).length} closed layers`;
     const after = before && this.boxes.get(anchor);
     if (after) {
       this.view.x += (before.x - after.x) * this.view.zoom;
@@ -229,6 +230,15 @@ class GraphView {
     const { clientWidth: width, clientHeight: height } = this.body;
     const zoom = Math.min(1.1, (width - 24) / this.size.width, (height - 24) / this.size.height);
     this.view = { zoom, x: (width - this.size.width * zoom) / 2, y: (height - this.size.height * zoom) / 2 };
+    this.draw();
+  }
+
+  // The first look: the whole graph if it can be read so, else its beginning.
+  begin() {
+    this.fit();
+    const least = 0.5;
+    if (!this.size || this.view.zoom >= least) return;
+    this.view = { zoom: least, x: 12, y: Math.max(12, (this.body.clientHeight - this.size.height * least) / 2) };
     this.draw();
   }
 

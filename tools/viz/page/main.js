@@ -75,8 +75,10 @@ class Viewer {
         part.style.cssText = `width:${(100 * share) / most}%;background:var(--${PHASES[i]})`;
         bar.append(part);
       });
-      row.append(twist, element("span", "label", layer.name || "whole step"), element("span", "number", this.model.formatCost(own)), bar);
-      row.title = `${layer.path || "everything"}: ${layer.nodes} nodes`;
+      const label = element("span", "label", layer.name || "whole step");
+      if (layer.made) label.append(element("small", "", ` ${layer.made.replace(/^.*\blayer\./, "")}`));
+      row.append(twist, label, element("span", "number", this.model.formatCost(own)), bar);
+      row.title = `${layer.path || "everything"}: ${layer.nodes} nodes\n${layer.made || ""}`;
       rows.push(row);
       if (isOpen) for (const child of layer.children.values()) add(child, depth + 1);
     };
@@ -109,7 +111,7 @@ class Viewer {
       rows.push(row);
     }
     byId("kernels").querySelector(".body").replaceChildren(...rows);
-    byId("kernels").querySelector("h2").textContent = `Kernels (${this.model.kernels.length} in ${launch + 1} launches)`;
+    byId("kernels").querySelector("h2").textContent = `Kernels (${this.model.kernels.length} in ${launch + 1} ${launch ? "launches" : "launch"})`;
   }
 
   makeTexts() {
@@ -297,6 +299,7 @@ class Viewer {
         this.drawLayers();
       } else this.select(Selection.ofLayer(this.model, path));
     });
+    byId("layers").addEventListener("dblclick", (event) => event.target.closest(".row") && this.revealSelection());
     byId("kernels").addEventListener("click", (event) => {
       const row = event.target.closest("[data-kernel]");
       if (row) this.select(Selection.ofKernel(this.model, Number(row.dataset.kernel)));
