@@ -185,7 +185,7 @@ def _is_unrolled(each: Pass, variables: Sequence[Variable]) -> bool:
     """Whether loops are so short, and do so little, that they are written out: windows of pooling, say."""
     values = [v for v in all_values(pass_roots(each)) if not isinstance(v, Literal)]
     work = sum(_FUNCTION_SIZE if isinstance(v, Apply) and v.name in FUNCTIONS else 1 for v in values)
-    return (work + len(each.reductions)) * math.prod(v.extent for v in variables) <= _MOST_UNROLLED
+    return max(1, work + len(each.reductions)) * math.prod(v.extent for v in variables) <= _MOST_UNROLLED
 
 
 def _share(guard: Sequence[Condition]) -> float:

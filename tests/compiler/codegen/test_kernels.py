@@ -1,4 +1,4 @@
-"""Modules of kernels leave nothing behind but their text."""
+"""Modules of kernels are short, and leave nothing behind but their text."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def test_instructions_of_emitted_kernels_are_gone_without_the_garbage_collector(
         assert instructions() - before < lines / 20
     finally:
         gc.enable()
+
+
+def test_loops_that_only_clear_an_array_are_not_written_out() -> None:
+    def code(rows: int) -> int:
+        indices = ops.input_(identity="indices", dtype=dtypes.int32, shape=(5,))
+        updates = ops.input_(identity="updates", dtype=dtypes.float32, shape=(5, 48))
+        compilation = Compilation(Graph((indices, updates), (ops.scatter_add(indices, updates, size=rows),)), TARGET)
+        return len(compilation.stage("llvm"))
+
+    assert code(4099) < code(1031) + 1000
+    assert code(1031) < code(101) + 1000
