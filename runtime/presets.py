@@ -283,7 +283,9 @@ def _vector_bits(architecture: str, floats: str, bytes_: str) -> int:
         # `vsetivli zero, 16, e32, m4`: 16 elements of 32 bits in four registers.
         group = re.search(r"vset\S+\s+\S+ \S+ e32, m([1248])", floats)
         return max(32, min(512, 512 // int(group[1]))) if group else 32
-    pattern = {"aarch64": r"fadd\s+v\d+\.4s", "arm": r"vadd\.f32\s+q\d", "wasm32": r"f32x4\.add"}[architecture]
+    # Apple's syntax has the arrangement in the instruction's name: `fadd.4s v0, v1, v0`.
+    aarch64 = r"fadd(\.4s\s+v\d+|\s+v\d+\.4s)"
+    pattern = {"aarch64": aarch64, "arm": r"vadd\.f32\s+q\d", "wasm32": r"f32x4\.add"}[architecture]
     return 128 if re.search(pattern, floats) else 32
 
 

@@ -163,7 +163,7 @@ def with_vector_bits(target: Target, bits: int) -> Target:
     if bits not in VECTOR_BITS or bits > target.vector_bits:
         raise ValueError(
             f"target.with_vector_bits: got {bits} bits, expected one of {VECTOR_BITS} "
-            f"and at most the {target.vector_bits} of {target.cpu}"
+            f"and at most the {target.vector_bits} of {target.cpu or target.triple}"
         )
     if bits == target.vector_bits:
         return target

@@ -214,6 +214,26 @@ def test_javascript_says_what_is_wrong_and_keeps_the_state(web: Path) -> None:
     ]
 
 
+def test_a_module_without_numbers_trains_only_after_they_are_restored(
+    small_classifier: Problem, tmp_path: Path
+) -> None:
+    machine_or_skip("wasm32")
+    files = small_classifier.step.export(tmp_path, target="wasm32", initial="file").files
+    assert "step.state" in files
+    code = """
+    const x = new Float32Array(16 * 64), y = new Int32Array(16);
+    const attempt = (what) => { try { what(); console.log("done"); } catch (error) { console.log(error.message); } };
+    for (const what of [() => step.run({ x, y }), () => step.predict({ x }), () => step.save()]) attempt(what);
+    attempt(() => step.restore(readFileSync("step.o")));
+    attempt(() => step.leaf("step"));
+    step.restore(readFileSync("step.state"));
+    attempt(() => step.run({ x, y }));
+    """
+    none = "step: no numbers to start from: call restore(bytes) first"
+    wrong = "step: not a state of this model, not whole, or not of this size"
+    assert node(tmp_path, code).splitlines() == [none, none, none, wrong, none, "done"]
+
+
 def test_a_module_imports_nothing(web: Path) -> None:
     code = 'console.log(WebAssembly.Module.imports(await WebAssembly.compile(readFileSync("step.wasm"))).length);'
     assert node(web, code).strip() == "0"

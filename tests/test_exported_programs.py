@@ -424,6 +424,33 @@ def test_a_state_in_a_file_beside_the_object_is_where_the_program_starts(digits:
     assert_same_bits(list(printed_losses(text)), losses[1:])
 
 
+def failure(*command: object, folder: Path) -> str:
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    return done.stderr
+
+
+def test_a_program_without_a_state_says_how_one_is_made(digits: Digits, tmp_path: Path) -> None:
+    exported = digits.step.export(tmp_path, initial="file")
+    program = build(exported)
+    (tmp_path / "one.raw").write_bytes(raw(digits.batches(1)))
+    (tmp_path / "step.state").unlink()
+    told = failure(program, "one.raw", folder=tmp_path)
+    assert told.startswith("step.state: cannot be read, and there are no other numbers to start from. In Python,\n")
+    assert "step.write_state(state, path)" in told and "kn.train.compile(..., state=state)" in told
+
+
+def test_the_program_says_in_words_which_state_and_how_many_threads(
+    digits: Digits, exported: Exported, tmp_path: Path
+) -> None:
+    program = build(exported, name="wording")
+    (tmp_path / "one.raw").write_bytes(raw(digits.batches(1)))
+    told = failure(program, "one.raw", "--state", "one.raw", folder=tmp_path)
+    assert told == "one.raw: not a state of this model, not whole, or not of this size\n"
+    told = failure(program, "one.raw", "--threads", 99999, folder=tmp_path)
+    assert told == "--threads: expected 1 to 64\n"
+
+
 def test_large_states_are_kept_beside_the_object_unless_asked_otherwise(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,11 @@ def _build(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     if exported.state_bytes:
         print(f"  {'state':<16}{exported.state_bytes:>12,} bytes of the caller's memory")
     print(f"  {'workspace':<16}{exported.workspace_bytes:>12,} bytes of the caller's memory, for one thread")
+    if artifact.state and artifact.initial is None:
+        print(
+            "no numbers to start from: compile with `kn.train.compile(..., state=)`, or make "
+            f"{exported.layout.name}.state for main.c with `step.write_state`"
+        )
     return 0
 
 

@@ -58,7 +58,7 @@ class Compiled {
   #workspace;
   #file;
   #places = {};
-
+${field}
   constructor(exports) {
     let top = exports.__heap_base.value;
     const place = (size) => {
@@ -92,7 +92,7 @@ ${init}  }
   }
 
   #call(name, given) {
-    const { inputs, outputs } = functions[name];
+${check}    const { inputs, outputs } = functions[name];
     const places = this.#places[name];
     inputs.forEach(([input, type, count], number) => {
       const array = given?.[input];
@@ -117,6 +117,7 @@ _STATE_METHODS = Template("""\
 
   /** A copy of the leaf of the state at a path. */
   leaf(path) {
+${check}\
     if (!(path in leaves)) throw new TypeError(`${name}.leaf: got $${path}, expected one of $${Object.keys(leaves)}`);
     const [type, count, offset] = leaves[path];
     return this.#view(type, this.#state + offset, count).slice();
@@ -124,7 +125,7 @@ _STATE_METHODS = Template("""\
 
   /** The state as the content of a file, which \\`restore\\`, C and Python read. */
   save() {
-    this.#check(this.#exports.${prefix}_save(this.#state, this.#file, FILE_SIZE));
+${check}    this.#check(this.#exports.${prefix}_save(this.#state, this.#file, FILE_SIZE));
     return this.#view(Uint8Array, this.#file, FILE_SIZE).slice();
   }
 
@@ -133,8 +134,13 @@ _STATE_METHODS = Template("""\
     if (bytes.length !== FILE_SIZE) this.#check(-4);
     this.#view(Uint8Array, this.#file, FILE_SIZE).set(bytes);
     this.#check(this.#exports.${prefix}_load(this.#state, this.#file, FILE_SIZE));
-  }
+${restored}  }
 """)
+
+# Without numbers in the module, a state of zeros would be trained as though it were one.
+_CHECK = """\
+    if (!this.#hasState) throw new Error("{name}: no numbers to start from: call restore(bytes) first");
+"""
 
 _INIT_METHOD = Template("""\
 
@@ -156,7 +162,14 @@ _METHOD = Template("""\
 def javascript(layout: Layout, embedded: bool) -> str:
     """The text of the module. `embedded`: the object has the state at the start of training."""
     has_state = bool(layout.state.slots)
-    names = {"name": layout.name, "prefix": layout.prefix}
+    empty = has_state and not embedded
+    names = {
+        "name": layout.name,
+        "prefix": layout.prefix,
+        "field": "  #hasState = false;\n" if empty else "",
+        "check": _CHECK.format(name=layout.name) if empty else "",
+        "restored": "    this.#hasState = true;\n" if empty else "",
+    }
     methods = [
         _METHOD.substitute(verb=entry.verb, does=f"{_arrays(entry.inputs, entry.input_names)} -> "
         f"{_arrays(entry.outputs, entry.output_names)}")
@@ -167,7 +180,7 @@ def javascript(layout: Layout, embedded: bool) -> str:
     return _TEXT.substitute(
         names,
         what="a training step" if has_state else f"the function {json.dumps(layout.artifact.name)}",
-        usage="".join(f"//     {line}\n" for line in _usage(layout)),
+        usage="".join(f"//     {line}\n" for line in _usage(layout, empty)),
         ALIGNMENT=ALIGNMENT,
         STATE_SIZE=layout.state.nbytes,
         FILE_SIZE=state_file.HEADER_BYTES + layout.state.nbytes if has_state else 0,
@@ -205,8 +218,10 @@ def _arrays(leaves: tuple[Leaf, ...], names: list[str]) -> str:
     return f"{{ {', '.join(f'{n}: {described(leaf)}' for n, leaf in zip(names, leaves, strict=True))} }}"
 
 
-def _usage(layout: Layout) -> list[str]:
-    lines = []
+def _usage(layout: Layout, empty: bool) -> list[str]:
+    """How it is used. `empty`: there are no numbers to start from."""
+    start = f"{layout.name}.restore(bytes);   // a state: of `save`, or of Python's `step.write_state`"
+    lines = [start] if empty else []
     for entry in layout.entries:
         given, results = ", ".join(entry.input_names), ", ".join(entry.output_names)
         lines.append(f"const {{ {results} }} = {layout.name}.{entry.verb}({{ {given} }});")

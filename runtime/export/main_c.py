@@ -33,6 +33,8 @@ static void fail(const char *what, const char *why)
 /* End the program if a function says that something is wrong. */
 static void check(int code, const char *what)
 {
+    if (code == ${ERROR_FILE})
+        fail(what, "not a state of this model, not whole, or not of this size");
     if (code < 0) {
         fprintf(stderr, "%s: code %d, see ${name}.h\\n", what, code);
         exit(1);
@@ -71,7 +73,7 @@ static void load_state(const char *path, void *state)
     FILE *file = fopen(path, "rb");
     size_t size;
     if (bytes == NULL || file == NULL)
-        fail(path, "cannot be read");
+        fail(path, "cannot be read${hint}");
     size = fread(bytes, 1, ${FILE_SIZE} + 1, file);
     fclose(file);
     check(${prefix}_load(state, bytes, size), path);
@@ -90,6 +92,11 @@ static void save_state(const char *path, const void *state)
     free(bytes);
 }
 """)
+
+_HINT = """\
+, and there are no other numbers to start from. In Python,\\n\
+`step.write_state(state, path)` writes such a file; what is compiled by\\n\
+`kn.train.compile(..., state=state)` is exported with one."""
 
 # What a number of these types is, as a double.
 _VALUES = {
@@ -140,7 +147,7 @@ static struct options read_options(int argc, char **argv)
     }
     if (${wrong})
         fail("usage", "main ${usage}");
-    return options;
+${limits}    return options;
 }
 """)
 
@@ -188,7 +195,7 @@ class _Program:
         words += [f"[--{name} COUNT]" for name in self.numbers]
         self.usage = " ".join([*words, *(f"[{option} FILE]" for option in self.paths)])
         self.words = {"name": layout.name, "prefix": layout.prefix, "usage": self.usage}
-        self.words |= {word: macro(layout, word) for word in ("ALIGNMENT", "FILE_SIZE", "WORKSPACE_SIZE")}
+        self.words |= {word: macro(layout, word) for word in ("ALIGNMENT", "FILE_SIZE", "WORKSPACE_SIZE", "ERROR_FILE")}
 
     def parts(self) -> Iterator[str]:
         layout, entry = self.layout, self.entry
@@ -199,7 +206,7 @@ class _Program:
             yield _READ_ARRAY
             yield "\n".join(self.read_batch())
         if layout.state.slots:
-            yield _LOAD.substitute(self.words)
+            yield _LOAD.substitute(self.words, hint="" if self.embedded else _HINT.replace("\n", '"\n             "'))
             yield _VALUES.get(entry.outputs[0].dtype.name, "") if entry.outputs else ""
         yield self.options()
         yield "\n".join(self.main())
@@ -247,8 +254,12 @@ class _Program:
             defaults.append("0" if name == "steps" else "1")
             choices.append(f'if (strcmp(word, "--{name}") == 0 && next != NULL)\n'
                            f"            options.{name} = strtol(argv[++i], NULL, 10);")  # fmt: skip
+        limits = ""
         if layout.most_threads > 1:
-            wrong += ["options.threads < 1", f"options.threads > {macro(layout, 'MOST_THREADS')}"]
+            limits = (
+                f"    if (options.threads < 1 || options.threads > {macro(layout, 'MOST_THREADS')})\n"
+                f'        fail("--threads", "expected 1 to {layout.most_threads}");\n'
+            )
         for option, name in self.paths.items():
             members.append(f"    const char *{name};")
             defaults.append(start if name == "state" else "NULL")
@@ -262,6 +273,7 @@ class _Program:
             defaults=", ".join(defaults),
             choices="\n        else ".join(choices),
             wrong=" || ".join(wrong),
+            limits=limits,
         )
 
     def main(self) -> Iterator[str]:

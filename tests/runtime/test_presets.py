@@ -28,6 +28,9 @@ EXPECTED = {
     "wasm32,-simd128": (32, 16, False, False, 32, False),
     "riscv64-linux-gnu": (32, 32, True, False, 64, True),
     "aarch64-linux-gnu,cpu=cortex-a76,+dotprod": (128, 32, True, True, 64, True),
+    "aarch64-apple-darwin": (128, 32, True, True, 64, True),
+    "arm64-apple-macosx,cpu=apple-m1": (128, 32, True, True, 64, True),
+    "x86_64-apple-macosx,cpu=haswell": (256, 16, True, True, 64, True),
     "x86_64-linux-gnu,cpu=znver4": (512, 32, True, True, 64, True),
     "x86_64-linux-gnu,cpu=haswell": (256, 16, True, True, 64, True),
     "linux-x86_64-v4,vector=256": (256, 16, True, True, 64, True),
@@ -157,6 +160,14 @@ def test_host_is_the_host() -> None:
     assert named(" host , l1=16K").l1_bytes == 16 * KIB
 
 
+def test_a_mac_keeps_its_vectors_when_settings_are_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    triple, caches = "arm64-apple-darwin23.1.0", (64 * KIB, 4096 * KIB, 4096 * KIB)
+    mac = Target(triple, "apple-m1", "+neon", 128, 32, True, True, *caches, 8)
+    monkeypatch.setattr("kaun.runtime.presets.host", lambda: mac)
+    assert named("host,cores=4") == dataclasses.replace(mac, cores=4)
+    assert named("host,vector=128,+dotprod").vector_bits == 128
+
+
 def test_settings_change_what_they_name_and_nothing_else() -> None:
     plain = named("raspberry-pi-4")
     assert named("raspberry-pi-4,l1=48K,l2=2M,cores=2") == dataclasses.replace(
@@ -185,6 +196,7 @@ def test_with_vector_bits_is_real_where_the_processors_name_implies_wider_ones()
         ("wasm32,cores=2K", "expected a number as in cores=4"),
         ("wasm32,vector=100", "got vector=100"),
         ("wasm32,vector=256", "at most the 128"),
+        ("aarch64-apple-darwin,vector=256", "at most the 128 of aarch64-apple-darwin"),
         ("wasm32,l1=1M,l2=64K", "expected l1 <= l2 <= l3"),
         ("wasm32,,", "got ''"),
     ],

@@ -67,6 +67,16 @@ def test_build_writes_a_folder_and_says_how_large_everything_is(
     assert f"{described['state']['bytes']:,} bytes of the caller's memory" in printed
 
 
+def test_build_says_that_there_are_no_numbers_to_start_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "without.py").write_text(MODULE.replace(", state=state)", ")"))
+    assert command.main(["aot", "build", "without.py:step", "--out", "made", "--target", "wasm32"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("no numbers to start from: compile with `kn.train.compile(..., state=)`, or")
+    assert "step.write_state" in line
+    assert command.main(["aot", "build", "ahead.py:step", "--out", "made", "--target", "wasm32"]) == 0
+    assert "no numbers" not in capsys.readouterr().out
+
+
 def test_build_takes_what_is_compiled_itself_and_all_options(folder: Path) -> None:
     arguments = ["--out", "made", "--name", "act", "--threads", "1"]
     assert command.main(["aot", "build", "ahead.py:compiled", *arguments]) == 0
