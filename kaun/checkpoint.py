@@ -85,8 +85,15 @@ def save_state(path: Path, st: State) -> None:
 
     A run continued from the file gives the same bits as one that was never interrupted, given the same data. Keys are
     the paths of `State.to_tree()`: `params.0.weight`, `optimizer.0.mu.0.weight`, `step`. Atomic, as `save` is, and the
-    same errors.
+    same errors. TypeError for what is no training state.
     """
+    from kaun.training_state import State
+
+    if not isinstance(st, State) or not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"checkpoint.save_state: got {type(path).__name__} and {type(st).__name__}, expected a path and a training "
+            "state: save_state(path, st)"
+        )
     save(path, st.to_tree(), metadata={_KIND: _STATE, "dtype": st.vars.dtype.name})
 
 

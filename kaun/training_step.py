@@ -16,7 +16,7 @@ import numpy as np
 from kaun import layer as layers
 from kaun import nx, optim, probes, ptree, tracing
 from kaun.closure import Captured
-from kaun.compiler.ir import source
+from kaun.compiler.ir import Graph, source
 from kaun.compiler.ir.dtypes import DType
 from kaun.context import Context
 from kaun.execution import Storage, computed_leaf
@@ -84,6 +84,20 @@ class PreparedStep:
     after: RowForm
 
 
+# What the trees after the row hold, in the order in which a step takes them.
+_OTHERS = {"1": "rng", "2": "rate", "3": "x", "4": "y", "5": "context", "6": "loss"}
+
+
+def _named(graph: Graph, structure: Structure) -> Graph:
+    """The graph of a step whose inputs are called as in its state, and as the other arguments."""
+    row = row_paths(structure)
+    others = []
+    for name in graph.input_names[len(row) :]:
+        part, dot, rest = name.partition(".")
+        others.append(_OTHERS.get(part, part) + dot + rest)
+    return Graph(graph.inputs, graph.outputs, (*row, *others))
+
+
 class StepFunction(tracing.Function):
     """A training step, which finds its program by the form of a row and the types of the other inputs."""
 
@@ -106,6 +120,7 @@ class StepFunction(tracing.Function):
             special = self._specialise(structure, [leaf._node for leaf in leaves])
             if special is None:
                 return None
+            special = special._replace(graph=_named(special.graph, form.structure))
             first = len(special.probes) + 1
             after = tuple(part for array in special.graph.outputs[first:] for part in (array.dtype, array.shape))
             found = PreparedStep(special, list(special.captured), row_form(form.structure, form.dtype, after))

@@ -511,11 +511,11 @@ def _user_folder() -> Path:
 
 def _parse_size(text: str) -> int:
     """Bytes from `536870912`, `512M` or `2G`; the default from an empty text."""
-    text = text.strip().upper().removesuffix("B")
-    if not text:
+    size = text.strip().upper().removesuffix("B")
+    if not size:
         return DEFAULT_LIMIT
-    shift = {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
-    digits = text[:-1] if shift else text
+    shift = {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
+    digits = size[:-1] if shift else size
     if not digits.isdecimal():
         raise ValueError(f"cache.KernelCache: KAUN_CACHE_SIZE is {text!r}, expected bytes as 536870912, 512M or 2G")
     return int(digits) << shift

@@ -100,7 +100,7 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
     # A state is never changed, so this step compiles the program and leaves no trace in the training.
     loss = kn.loss.cross_entropy_sparse
     tracing_started = time.perf_counter()
-    kn.train.fit(trainer, state, [next(batches)], loss=loss)
+    _whole(kn.train.fit(trainer, state, [next(batches)], loss=loss), 1)
     tracing_seconds = time.perf_counter() - tracing_started
     kernels = len(compiled_step(trainer).compiled.executable.program.calls)
     console.print(
@@ -110,7 +110,7 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
     )
 
     training_started = time.perf_counter()
-    state = kn.train.fit(trainer, state, Epochs(batches, epochs), loss=loss, progress=True)
+    state = _whole(kn.train.fit(trainer, state, Epochs(batches, epochs), loss=loss, progress=True), steps)
     training_seconds = time.perf_counter() - training_started
     accuracy = kn.metric.accuracy(kn.train.predict(trainer, state, x_test), y_test)
     written = _save(console, checkpoint, state)
@@ -124,6 +124,13 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
         cache=_difference(default_cache().statistics, before),
         checkpoint=written,
     )
+
+
+def _whole(state: kn.train.State, steps: int) -> kn.train.State:
+    """The state after so many steps. KeyboardInterrupt if there are fewer, since `fit` ends quietly on an interrupt."""
+    if int(state.step) < steps:
+        raise KeyboardInterrupt
+    return state
 
 
 def _save(console: Console, path: str, state: kn.train.State) -> str | None:

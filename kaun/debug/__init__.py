@@ -12,6 +12,7 @@ The environment variable KAUN_DEBUG, a list of stages such as `traced,fused,llvm
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,7 +23,7 @@ from kaun.probes import CheckError as CheckError
 
 if TYPE_CHECKING:  # what looks inside is loaded when somebody looks
     from kaun.debug.examination import Examination
-    from kaun.debug.not_finite import NotFinite
+    from kaun.debug.not_finite import AllFinite, NotFinite
 
 __all__ = ["CheckError", "bisect", "check", "compare", "nan", "print", "stages"]
 
@@ -71,14 +72,15 @@ def check(condition: Any, message: str) -> None:
     probes.record(probes.Probe("check", message, source.current(), tensor._node))
 
 
-def nan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> NotFinite | None:
-    """The first op that made NaN or infinity in what `function(*args, **kwargs)` computes; None if all is finite.
+def nan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> NotFinite | AllFinite:
+    """The first op that made NaN or infinity in what `function(*args, **kwargs)` computes.
 
         print(kn.debug.nan(kn.train.step, trainer, state, x, loss=loss))
 
     Every program that the call runs also runs on the interpreter, from the same inputs, node by node. What is found
     tells the op, its inputs' ranges, the layer path and the line of the program; `save` writes a reproducer. Infinity
-    that is only handed on, as from a mask, counts as made by nobody.
+    that is only handed on, as from a mask, counts as made by nobody. If all is finite the result is false as a
+    condition, and prints so. TypeError for the result of a call in place of a function.
     """
     from kaun.debug.examination import first_not_finite
 
@@ -116,11 +118,14 @@ def bisect(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Examinati
 
 
 def _from_environment(text: str) -> None:
-    """Print the stages that KAUN_DEBUG lists, as long as the process lives."""
+    """Print the stages that KAUN_DEBUG lists, as long as the process lives; a wrong list is only told of."""
     from kaun.debug.stage_printer import Printer, checked
 
     names = [name.strip() for name in text.split(",") if name.strip()]
-    observe.observers.append(Printer(checked("KAUN_DEBUG", names), None))
+    try:
+        observe.observers.append(Printer(checked("KAUN_DEBUG", names), None))
+    except ValueError as error:
+        sys.stderr.write(f"{error}; no stage is printed\n")
 
 
 if os.environ.get("KAUN_DEBUG"):

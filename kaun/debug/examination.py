@@ -16,7 +16,7 @@ from kaun.compiler.ir import Graph, key
 from kaun.debug.faults import Fault
 from kaun.debug.gradient_rules import find_wrong_gradient
 from kaun.debug.native import host_compilation
-from kaun.debug.not_finite import NotFinite, find_not_finite
+from kaun.debug.not_finite import AllFinite, NotFinite, find_not_finite
 from kaun.debug.reproducer import Array
 from kaun.debug.search import find_fault
 from kaun.execution import Storage
@@ -54,6 +54,7 @@ def examine(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, gradients: bool
 ) -> Examination:
     """Compare every program that the function runs, once for each structure, until one disagrees."""
+    caller = "bisect" if gradients else "compare"
     seen: set[int] = set()
     nodes = 0
     fault: Fault | None = None
@@ -73,7 +74,7 @@ def examine(
             compare(native.graph, random_inputs(native.graph))
     else:
         try:
-            watch(function, args, kwargs, compare)
+            watch(caller, function, args, kwargs, compare)
         except Exception:
             # A program that cannot be compiled was looked at before this came here.
             if fault is None:
@@ -90,20 +91,25 @@ def examine_graph(graph: Graph, arrays: Sequence[Array], *, gradients: bool) -> 
     return find_fault(graph, arrays)
 
 
-def first_not_finite(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> NotFinite | None:
+def first_not_finite(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> NotFinite | AllFinite:
     """The first op that made NaN or infinity in what the function runs."""
     found: NotFinite | None = None
+    programs = 0
 
     def look(graph: Graph, arrays: tuple[Array, ...]) -> None:
-        nonlocal found
+        nonlocal found, programs
+        programs += 1
         if found is None:
             found = find_not_finite(graph, arrays)
 
-    watch(function, args, kwargs, look)
-    return found
+    watch("nan", function, args, kwargs, look)
+    return AllFinite(programs) if found is None else found
 
 
 def watch(
+    caller: str,
     function: Callable[..., Any],
     args: Sequence[Any],
     kwargs: dict[str, Any],
@@ -111,8 +117,14 @@ def watch(
 ) -> None:
     """Call the function, and show every program that it runs, with copies of its inputs.
 
-    One that cannot be compiled is shown with random inputs, and then its error is raised.
+    One that cannot be compiled is shown with random inputs, and then its error is raised. TypeError, in the name of
+    the `caller`, for what cannot be called.
     """
+    if not callable(function):
+        raise TypeError(
+            f"debug.{caller}: got {type(function).__name__}, expected a function and its arguments: "
+            f"{caller}(function, x) and not {caller}(function(x))"
+        )
     nx.realize(*tensors_in((tuple(args), kwargs)))
 
     def show(graph: Graph, inputs: Sequence[Storage] | None) -> None:

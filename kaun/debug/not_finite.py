@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -62,6 +63,27 @@ class NotFinite:
             return f"{self.what} was there already: the input `{self.name}` held it; {share}"
         lines = [f"the first op that made {self.what} is {describe(self.node)}; {share}"]
         return "\n    ".join([*lines, *map(str, self.ranges)])
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+@dataclass(frozen=True)
+class AllFinite:
+    """What looking for NaN and infinity gives where there is none. False as a condition.
+
+    programs: how many were looked at.
+    """
+
+    programs: int
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __str__(self) -> str:
+        if not self.programs:
+            return "no program ran, so nothing was looked at"
+        return f"nothing is NaN or infinite: {self.programs} program{'s' if self.programs != 1 else ''} looked at"
 
     def __repr__(self) -> str:
         return f"<{self}>"

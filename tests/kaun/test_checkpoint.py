@@ -25,6 +25,16 @@ def values(loaded):
     return {path: leaf.numpy().tolist() for path, leaf in ptree.flatten_with_paths(loaded)}
 
 
+def test_swapped_arguments_of_save_state_are_told(tmp_path):
+    trainer = train.make(model=layer.linear(in_features=2, out_features=1), optimizer=optim.sgd(lr=0.1))
+    with nx.rng.run(seed=0):
+        st = train.init(trainer)
+    for arguments in ((st, tmp_path / "f"), (st, "f"), (tmp_path / "f", st.vars)):
+        with pytest.raises(TypeError, match=r"^checkpoint\.save_state: got .*, expected a path and a training state"):
+            checkpoint.save_state(*arguments)
+    assert not (tmp_path / "f").exists()
+
+
 def test_a_tree_comes_back_as_it_was(tmp_path):
     path = tmp_path / "new" / "model.safetensors"
     checkpoint.save(path, tree())

@@ -34,7 +34,7 @@ def test_a_nan_in_the_ninth_of_twelve_layers_is_located_to_its_layer_and_line() 
     trainer = trainer_of(twelve(broken))
     state = started(trainer)
     found = kn.debug.nan(kn.train.step, trainer, state, nx.ones((3, 6)), loss=lambda output: nx.mean(output))
-    assert found is not None
+    assert found
     assert (found.what, found.node.op.name, found.layer) == ("NaN", "log", "8")
     assert (Path(found.node.source.file).name, found.node.source.line) == (Path(__file__).name, LINE)
     (read,) = found.ranges
@@ -47,12 +47,12 @@ def test_the_line_is_that_of_this_function_even_if_an_equal_one_was_compiled_bef
     kn.jit(lambda x: nx.sqrt(x - 3))(nx.ones(2))
     again = kn.jit(lambda x: nx.sqrt(x - 3))
     found = kn.debug.nan(again, nx.ones(2))
-    assert found is not None and found.node.source.line == inspect.currentframe().f_lineno - 2
+    assert found and found.node.source.line == inspect.currentframe().f_lineno - 2
 
 
 def test_overflow_is_infinity_and_what_follows_from_it_is_not_blamed() -> None:
     found = kn.debug.nan(kn.jit(lambda x: nx.sin(nx.exp(x)) * 2), nx.asarray([1.0, 100.0]))
-    assert found is not None
+    assert found
     assert (found.what, found.node.op.name, found.count, found.index) == ("infinity", "exp", 1, (1,))
 
 
@@ -61,28 +61,54 @@ def test_infinity_in_a_mask_is_nobodys_fault() -> None:
         scores = nx.where(x > 0, x, -np.inf)
         return nx.softmax(scores, axis=-1)
 
-    assert kn.debug.nan(kn.jit(masked), nx.asarray([[1.0, -1.0]])) is None
+    assert not kn.debug.nan(kn.jit(masked), nx.asarray([[1.0, -1.0]]))
     found = kn.debug.nan(kn.jit(masked), nx.asarray([[-2.0, -1.0]]))
-    assert found is not None and (found.what, found.node.op.name) == ("NaN", "sub")
+    assert found and (found.what, found.node.op.name) == ("NaN", "sub")
 
 
 def test_what_no_output_shows_is_not_looked_for() -> None:
     def hidden(x):
         return nx.where(x > 0, nx.log(x), 0.0)
 
-    assert kn.debug.nan(kn.jit(hidden), nx.asarray([1.0, -1.0])) is None
+    assert not kn.debug.nan(kn.jit(hidden), nx.asarray([1.0, -1.0]))
 
 
 def test_an_input_that_held_it_is_named_by_its_path() -> None:
     params = {"weight": nx.asarray([1.0, float("nan")]), "bias": nx.ones(2)}
     found = kn.debug.nan(kn.jit(lambda p: p["weight"] + nx.log(p["bias"] - 1)), params)
-    assert found is not None
+    assert found
     assert str(found).startswith("NaN was there already: the input `0.weight` held it; 1 of 2 elements are NaN")
+
+
+def test_inputs_of_a_training_step_are_called_as_in_the_state_and_the_arguments() -> None:
+    trainer = trainer_of(kn.layer.linear(in_features=2, out_features=1))
+    state, y = started(trainer), nx.ones((3, 1))
+    broken = nx.asarray(np.full((3, 2), np.nan, np.float32))
+    found = kn.debug.nan(kn.train.step, trainer, state, broken, loss=lambda output: kn.loss.mse(output, y))
+    assert "the input `x` held it" in str(found)
+    found = kn.debug.nan(kn.train.step, trainer, state, nx.ones((3, 2)), loss=lambda o: kn.loss.mse(o, broken[:, :1]))
+    assert "the input `loss.0` held it" in str(found)
+    weight = kn.ptree.map(lambda leaf: leaf * np.nan, state.vars.params)
+    state = kn.train.make_state(trainer, state.vars.with_params(weight))
+    found = kn.debug.nan(kn.train.step, trainer, state, nx.ones((3, 2)), loss=lambda output: kn.loss.mse(output, y))
+    assert "the input `params.weight` held it" in str(found) or "the input `params.bias` held it" in str(found)
+
+
+def test_where_all_is_finite_that_is_what_is_printed() -> None:
+    found = kn.debug.nan(kn.jit(lambda x: x + 1), nx.ones(3))
+    assert not found and str(found) == "nothing is NaN or infinite: 1 program looked at"
+    assert not kn.debug.nan(lambda: None) and "no program ran" in repr(kn.debug.nan(lambda: None))
+
+
+@pytest.mark.parametrize("name", ["nan", "compare", "bisect"])
+def test_a_result_in_place_of_a_function_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^debug\.{name}: got tuple, expected a function and its arguments"):
+        getattr(kn.debug, name)((nx.ones(2), nx.ones(3)))
 
 
 def test_gradients_are_looked_at_too() -> None:
     found = kn.debug.nan(kn.jit(kn.value_and_grad(lambda x: nx.sum(nx.sqrt(x)))), nx.asarray([0.0, 1.0]))
-    assert found is not None
+    assert found
     assert (found.what, found.node.op.name, found.node.source.phase) == ("infinity", "div", "backward")
 
 
@@ -90,7 +116,7 @@ def test_what_was_found_can_be_saved_replayed_and_made_smaller(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = kn.debug.nan(kn.jit(lambda x, y: nx.log(nx.tanh(x * y) - 2) + 1), nx.ones((8, 3)), nx.ones((8, 3)))
-    assert found is not None
+    assert found
     path = found.save(tmp_path / "nan")
     assert command.main(["run", str(path)]) == 0
     assert "nan" in capsys.readouterr().out

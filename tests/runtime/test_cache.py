@@ -414,5 +414,5 @@ def test_sizes_are_bytes_with_a_suffix(text: str, expected: int) -> None:
 def test_a_size_that_is_no_number_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("KAUN_CACHE_SIZE", "plenty")
     monkeypatch.delenv("KAUN_CACHE", raising=False)
-    with pytest.raises(ValueError, match="KAUN_CACHE_SIZE is 'PLENTY'"):
+    with pytest.raises(ValueError, match="KAUN_CACHE_SIZE is 'plenty'"):
         KernelCache.from_environment()

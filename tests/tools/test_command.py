@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from kaun.tools import command, demo
+
+from kaun import train
 
 
 def test_help_names_every_tool(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +57,25 @@ def test_an_interruption_ends_without_a_traceback(
     monkeypatch.setattr(demo, "run", interrupted)
     assert command.main(["demo"]) == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
+
+
+@pytest.mark.parametrize("step", [1, 2, 9], ids=["while it compiles", "in the first step", "in a later one"])
+def test_the_demo_is_interrupted_in_any_of_its_steps(
+    step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    count = 0
+    make = train._Loop.step
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == step:
+            raise KeyboardInterrupt
+        return make(*arguments)
+
+    monkeypatch.setattr(train._Loop, "step", interrupted)
+    assert command.main(["demo", "--epochs", "1", "--checkpoint", str(tmp_path / "file")]) == 130
+    assert capsys.readouterr().err.strip().endswith("Interrupted.") and not (tmp_path / "file").exists()
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
