@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kaun.tools import subject
+from kaun.tools.failures import refuse
 
 from kaun.debug import reproducer
 from kaun.debug.examination import Examination, examine_graph, random_inputs
@@ -36,7 +37,7 @@ def compare(arguments: Sequence[str], prog: str, gradients: bool, description: s
         found = subject.find(given.target, given.part)
         arrays = found.inputs if given.inputs is None else reproducer.load_inputs(given.inputs, found.graph)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        refuse(prog, error)
     arrays = random_inputs(found.graph) if arrays is None else arrays
     fault = examine_graph(found.graph, arrays, gradients=gradients)
     result = Examination(1, len(found.graph.nodes), fault)

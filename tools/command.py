@@ -41,8 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     tool = importlib.import_module(f"kaun.tools.{name}")
+    from kaun.tools.failures import UserCodeError  # after the tool, which is what takes time to load
+
     try:
         return int(tool.main(given[1:], prog=f"kaun {name}"))
+    except UserCodeError as error:
+        print(f"kaun {name}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return _INTERRUPTED

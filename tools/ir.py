@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kaun.compiler.pipeline import STAGES
 from kaun.tools import subject
+from kaun.tools.failures import refuse
 
 from kaun.compiled import Stages
 from kaun.debug.native import host_compilation
@@ -28,6 +29,6 @@ def main(arguments: Sequence[str], prog: str = "kaun ir") -> int:
     try:
         graph = subject.find(given.target, given.part).graph
     except subject.SubjectError as error:
-        parser.error(str(error))
+        refuse(prog, error)
     print(Stages(host_compilation(graph))[given.stage], end="")
     return 0

@@ -12,6 +12,7 @@ from kaun.compiler.ir import Graph, print_graph, verify
 from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
 from kaun.tools import subject
+from kaun.tools.failures import refuse
 
 from kaun import execution
 
@@ -62,12 +63,15 @@ def main(arguments: Sequence[str], prog: str = "kaun opt") -> int:
     given = parser.parse_args(arguments)
     try:
         wanted = names(given.passes)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
         if given.file == "-":
             graph = subject.graph_of_text(subject.read_text("-"), "standard input")
         else:
             graph = subject.find(given.file).graph
     except ValueError as error:
-        parser.error(str(error))
+        refuse(prog, error)
     try:
         print(apply(graph, wanted, execution.vector_target(targets.host())), end="")
     except (ValueError, NotImplementedError, AssertionError) as error:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kaun.tools import subject
+from kaun.tools.failures import refuse
 
 from kaun import execution, profiling
 from kaun.debug.native import host_compilation
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str], prog: str = "kaun profile") -> int:
         if given.trace:
             made.save_trace(given.trace)
     except subject.SubjectError as error:
-        parser.error(str(error))
+        refuse(prog, error)
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1

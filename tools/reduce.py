@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kaun.compiler.ir import print_graph
+from kaun.tools.failures import refuse
 
 from kaun.debug import reproducer
 from kaun.debug.examination import examine_graph
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str], prog: str = "kaun reduce") -> int:
     try:
         kept = reproducer.load(given.file)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        refuse(prog, error)
     failure = failure_of(kept)
     if failure is None:
         print(f"{given.file} does not fail here: compiled code and interpreter agree.", file=sys.stderr)

@@ -13,6 +13,7 @@ from kaun.compiler.program_run import run_program
 from kaun.compiler.schedule.parse import parse_kernel
 from kaun.compiler.schedule.run import run_kernel
 from kaun.tools import subject
+from kaun.tools.failures import refuse
 
 from kaun.debug import native, reproducer
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str], prog: str = "kaun run") -> int:
     try:
         results = _results(given.file, given.inputs, given.backend == "compiled")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        refuse(prog, error)
     if given.output:
         stored: dict[str, Any] = {name: reproducer.storable(array) for name, array in results.items()}
         np.savez(given.output, **stored)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from kaun.compiler.ir import Graph, parse_graph
 from kaun.runtime.saved_file import MAGIC
+from kaun.tools.failures import UserCodeError, code_of
 
 from kaun import saved, train
 from kaun.compiled import AheadOfTime
@@ -53,6 +55,7 @@ def find(name: str, part: str | None = None) -> Subject:
         return _of_function(name, part)
     if not os.path.exists(name):
         raise SubjectError(f"there is no file {name!r}; expected {HELP}")
+    _refuse_export(name)
     if name.endswith(".npz"):
         from kaun.debug import reproducer
 
@@ -67,8 +70,29 @@ def find(name: str, part: str | None = None) -> Subject:
 
 
 def _is_saved(name: str) -> bool:
-    with open(name, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    try:
+        with open(name, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise SubjectError(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def _refuse_export(name: str) -> None:
+    """SubjectError for what `export` wrote, or any other folder."""
+    path = Path(name)
+    found = sorted(path.glob("*.json")) if path.is_dir() else [path] if name.endswith(".json") else []
+    if any(_describes_export(file) for file in found):
+        raise SubjectError(f"{name} is an export; `kaun aot inspect {name}` shows it")
+    if path.is_dir():
+        raise SubjectError(f"{name} is a folder; expected {HELP}")
+
+
+def _describes_export(file: Path) -> bool:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "functions", "target"} <= set(found)
 
 
 def _of_saved(name: str, part: str | None) -> Subject:
@@ -87,7 +111,9 @@ def _part(name: str, graphs: dict[str, Graph], part: str | None) -> Subject:
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of standard input for "-". SubjectError if it cannot be read."""
+    """The text of a file, or of standard input for "-". SubjectError if it cannot be read, or is an export."""
+    if name != "-":
+        _refuse_export(name)
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -118,7 +144,7 @@ def graph_of_text(text: str, name: str) -> Graph:
 def value_of(name: str) -> Any:
     """What the function `module:function` or `FILE.py:function` gives, or what is compiled under that name itself.
 
-    SubjectError if there is no such function, or it takes arguments. What the function raises is its own.
+    SubjectError if there is no such function, or it takes arguments; UserCodeError for what the function raises.
     """
     place, colon, function = name.rpartition(":")
     if not colon:
@@ -135,7 +161,8 @@ def value_of(name: str) -> Any:
         inspect.signature(made).bind()
     except (TypeError, ValueError) as error:
         raise SubjectError(f"{name} has to be a function without arguments: {error}") from error
-    return made()
+    with code_of(name):
+        return made()
 
 
 def _of_function(name: str, part: str | None) -> Subject:
@@ -152,9 +179,13 @@ def _module(place: str) -> Any:
     if not place.endswith(".py"):
         sys.path.insert(0, os.getcwd())
         try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise SubjectError(f"there is no module {place!r}: {error}") from error
+            with code_of(place):
+                return importlib.import_module(place)
+        except UserCodeError as error:
+            missing = error.__cause__
+            if isinstance(missing, ModuleNotFoundError) and f"{place}.".startswith(f"{missing.name}."):
+                raise SubjectError(f"there is no module {place!r}: {missing}") from missing
+            raise
         finally:
             sys.path.remove(os.getcwd())
     if not os.path.exists(place):
@@ -165,7 +196,8 @@ def _module(place: str) -> Any:
     # What the file imports may lie beside it, as when it is run.
     sys.path.insert(0, str(Path(place).resolve().parent))
     try:
-        found.loader.exec_module(module)
+        with code_of(place):
+            found.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module

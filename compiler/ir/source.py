@@ -54,6 +54,11 @@ def add_library_folder(folder: str) -> None:
     _is_library.clear()
 
 
+def is_library(file: str) -> bool:
+    """Whether the code in a file belongs to the library."""
+    return os.path.abspath(file).startswith(tuple(_library_folders))
+
+
 def current() -> Source:
     """The place the user's code is at now, or the place being inherited inside `inherit`.
 
@@ -69,9 +74,7 @@ def current() -> Source:
         code = frame.f_code
         library = _is_library.get(code)
         if library is None:
-            name = os.path.abspath(code.co_filename)
-            library = name.startswith(tuple(_library_folders))
-            _is_library[code] = library
+            library = _is_library[code] = is_library(code.co_filename)
         if origin is not None and frame is origin.frame:
             return Source(origin.file, origin.line, _layer_path.get(), _phase.get())
         if not library or frame.f_back is None:
@@ -102,9 +105,25 @@ def layer(name: str, made_at: tuple[str, int] | None = None) -> Iterator[None]:
     origin = _origin.set(None if made_at is None else _Origin(*made_at, sys._getframe(2)))
     try:
         yield
+    except Exception as error:
+        _tell_origin(error, made_at)
+        raise
     finally:
         _origin.reset(origin)
         _layer_path.reset(path)
+
+
+_MADE_AT = " was made at "
+
+
+def _tell_origin(error: Exception, made_at: tuple[str, int] | None) -> None:
+    """Note the line that made the layer which the error's message names, once."""
+    path, message = _layer_path.get(), str(error)
+    # At the top there is no path to name.
+    is_named = message.endswith(f"(in layer {path})") if path else message.startswith("layer.")
+    if made_at is None or not is_named or any(_MADE_AT in note for note in getattr(error, "__notes__", ())):
+        return
+    error.add_note(f"{f'layer {path}' if path else 'the layer'}{_MADE_AT}{made_at[0]}:{made_at[1]}")
 
 
 @contextmanager

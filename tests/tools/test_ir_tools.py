@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +126,62 @@ def test_what_cannot_be_looked_at_is_explained(
     target: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reason in refusal(capsys, "ir", target)
+
+
+@pytest.mark.parametrize("tool", ["ir", "check", "bisect", "profile", "run", "opt"])
+def test_refusals_are_one_line(tool: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, tool, "no.py:f")
+    assert text == f"kaun {tool}: there is no file 'no.py'\n"
+    assert "usage:" in refusal(capsys, tool, "made.py:product", "--no-such-option")
+
+
+MISTAKES = {
+    "import no_such_package\n": ["line 1, in <module>", "No module named 'no_such_package'"],
+    "def f(:\n": ["line 1", "SyntaxError: "],
+    "def f():\n    return g()\ndef g():\n    return 1 / 0\n": ["line 2, in f", "line 4, in g", "ZeroDivisionError: "],
+    """import kaun as kn
+from kaun import nx
+
+def f():
+    model = kn.layer.sequential([
+        kn.layer.relu(),
+        kn.layer.linear(in_features=7, out_features=5),
+    ])
+    trainer = kn.train.make(model=model, optimizer=kn.optim.sgd(lr=0.1))
+    return kn.train.compile(trainer, x=kn.spec((4, 6)), y=kn.spec((4, 5)), loss=kn.loss.mse)
+""": ["line 10, in f", "(in layer 1)\n", "layer 1 was made at ", "wrong.py:7\n"],
+}
+
+
+@pytest.mark.parametrize("module", MISTAKES)
+@pytest.mark.parametrize("target", ["wrong.py:f", "wrong:f"])
+def test_mistakes_of_the_user_show_the_lines_of_the_user_alone(
+    module: str, target: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "wrong", raising=False)
+    (folder / "wrong.py").write_text(module)
+    importlib.invalidate_caches()
+    try:
+        assert command.main(["ir", target]) == 1
+    finally:
+        sys.modules.pop("wrong", None)
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    text = capsys.readouterr().err
+    assert text.startswith("kaun ir: wrong") and all(part in text for part in MISTAKES[module]), text
+    files = {line.split('"')[1] for line in text.splitlines() if line.startswith('  File "')}
+    assert {Path(file).name for file in files} <= {"wrong.py"}, text
+
+
+def test_exports_are_sent_to_the_tool_that_shows_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["aot", "build", "made.py:product", "--out", "exported", "--target", "cortex-m7"]) == 0
+    (description,) = (folder / "exported").glob("*.json")
+    (folder / "empty").mkdir()
+    for tool in ("ir", "check", "profile", "run"):
+        for name in ("exported", f"exported/{description.name}"):
+            assert f"{name} is an export; `kaun aot inspect {name}` shows it" in refusal(capsys, tool, name)
+        assert "empty is a folder; expected module:function" in refusal(capsys, tool, "empty")
 
 
 def test_opt_runs_the_named_passes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,53 @@
+"""How tools tell what went wrong: in one line, or for a mistake in the user's code with the user's lines alone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from kaun.compiler.ir import source
+
+# What a shell reports for arguments that make no sense, as argparse does for wrong options.
+_REFUSED = 2
+
+# Between the tools and what they run.
+_TOOLS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_IMPORTS = (importlib.__file__, "<frozen importlib")
+
+
+class UserCodeError(Exception):
+    """The code that a tool was pointed to raised an error, which is the cause of this one. It prints for the user."""
+
+
+@contextmanager
+def code_of(name: str) -> Iterator[None]:
+    """Around what runs the code called `name`: what it raises becomes a `UserCodeError`."""
+    try:
+        yield
+    except Exception as error:
+        raise UserCodeError(f"{name} failed:\n{told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """The error as Python prints it, with the frames of the user's code alone, and where its layer was made."""
+    whole = traceback.TracebackException.from_exception(error)
+    users = [frame for frame in whole.stack if not _is_machinery(frame.filename)]
+    frames = traceback.StackSummary.from_list(users).format()
+    return "".join([*frames, *whole.format_exception_only()]).rstrip("\n")
+
+
+def _is_machinery(file: str) -> bool:
+    # What lies in folders among the tools, such as models that are measured, may be looked at as a user's code is.
+    is_tool = os.path.dirname(file) + os.sep == _TOOLS
+    return is_tool or file.startswith(_IMPORTS) or source.is_library(file)
+
+
+def refuse(prog: str, error: object) -> NoReturn:
+    """End the tool with this message and no more; how its options are used is for those who got them wrong."""
+    print(f"{prog}: {error}", file=sys.stderr)
+    raise SystemExit(_REFUSED)
