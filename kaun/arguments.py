@@ -50,6 +50,9 @@ class Argument:
 
     def _flattened(self, where: str, tree: Any) -> list[Node]:
         if self.structure.kind is Structure:
+            if isinstance(tree, tuple) and any(hasattr(part, "shape") for part in tree):
+                (leaf,) = self.leaves
+                raise TypeError(f"{where}: {self.label}: got a tuple, expected {leaf.dtype}{list(leaf.shape)}")
             leaves, order = [tree], [0]
         else:
             try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kaun import arguments, execution, nx, ptree, tracing, tree_data
 from kaun.arguments import Argument, joined
@@ -44,9 +47,11 @@ class Spec:
 def spec(shape: Sequence[int] | int, dtype: DType | str = dtypes.float32) -> Spec:
     """The type of a tensor of `shape` and `dtype` (float32), to compile a function for before there are values.
 
-    ValueError for a negative extent, TypeError for an unknown dtype.
+    ValueError for a negative extent, TypeError for one that is no whole number and for an unknown dtype.
     """
     extents = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not all(isinstance(extent, (int, np.integer)) for extent in extents):
+        raise TypeError(f"kn.spec: got shape {shape!r}, expected whole numbers: what is compiled has one shape")
     return Spec(check_shape("compiled.spec", extents), dtypes.of(dtype))
 
 
@@ -79,6 +84,20 @@ class AheadOfTime:
         if target is None or (wanted := target_of(target)) == self._target:
             return self._target, tuple(native.function for native in self.functions.values())
         return wanted, tuple(native.function_for(wanted) for native in self.functions.values())
+
+    def warn_of_probes(self, where: str) -> None:
+        """UserWarning if the functions show or check something, which what is kept in files does not."""
+        probes = {
+            (probe.kind, probe.text, probe.source.file, probe.source.line)
+            for native in self.functions.values()
+            for probe in native.probes
+        }
+        counts = {kind: sum(1 for probe in probes if probe[0] == kind) for kind in ("check", "print")}
+        found = " and ".join(f"{count} of kn.debug.{kind}" for kind, count in counts.items() if count)
+        if found:
+            warnings.warn(
+                f"{where}: left out {found}: what is saved or exported shows and checks nothing", stacklevel=3
+            )
 
     @property
     def stages(self) -> Mapping[str, str]:
@@ -172,6 +191,7 @@ class Compiled(AheadOfTime):
         """
         from kaun import saved
 
+        self.warn_of_probes("kn.compile: save")
         saved.save(path, self.artifact(), self._sections)
 
     def export(
@@ -191,6 +211,7 @@ class Compiled(AheadOfTime):
         """
         from kaun.runtime import export
 
+        self.warn_of_probes("kn.compile: export")
         return export.export(self.artifact(target), directory, name=name, threads=threads)
 
     def __repr__(self) -> str:
@@ -225,10 +246,26 @@ def compile(function: Callable[..., Any], *specs: Any, target: Target | str = "h
 
 
 def argument_of_spec(label: str, name: str, tree: Any) -> Argument:
-    """The argument that a tree of specs, or of tensors that stand for theirs, describes."""
+    """The argument that a tree of specs, or of tensors that stand for theirs, describes.
+
+    TypeError for a shape in the place of a spec.
+    """
+    _check_specs(label, tree)
     leaves, structure = ptree.flatten(arguments.with_leaves(tree))
     types = [Spec(tuple(leaf.shape), dtypes.of(leaf.dtype)) for leaf in leaves]
     return arguments.argument(label, name, structure, types)
+
+
+def _check_specs(label: str, tree: Any) -> None:
+    """TypeError for tuples and lists of numbers: they are meant as shapes, and would be read as trees of scalars."""
+    if isinstance(tree, Mapping):
+        for part in tree.values():
+            _check_specs(label, part)
+    elif isinstance(tree, (tuple, list)):
+        if tree and all(part is None or isinstance(part, (int, float, np.number)) for part in tree):
+            raise TypeError(f"{label}: got a {type(tree).__name__} of numbers; write kn.spec({tree!r})")
+        for part in tree:
+            _check_specs(label, part)
 
 
 def traced(where: str, function: Callable[..., Any], given: Iterable[Argument]) -> tracing.Traced:

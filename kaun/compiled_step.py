@@ -260,8 +260,10 @@ class CompiledStep(AheadOfTime):
                     "which is not in the file; pass its values for this step"
                 )
             rates = self._host_rates(st.opt_state)
+        if not count:
+            raise ValueError("step: got rates=, expected none: the schedule of the learning rate is compiled in")
         if len(rates) != count:
-            raise ValueError(f"step: got {len(rates)} rates, expected {count}")
+            raise ValueError(f"step: got {len(rates)} rates, expected {count}: one for each schedule")
         return [Storage.of(np.array(float(rate), np.float32)) for rate in rates]
 
     def _storages(self, function: str, nodes: Sequence[Node]) -> list[Storage]:
@@ -285,10 +287,14 @@ class CompiledStep(AheadOfTime):
 
         state: goes along as the initial one; default: `initial`.
         """
+        return self._artifact("artifact", target, state)
+
+    def _artifact(self, function: str, target: Target | str | None, state: State | None) -> Artifact:
+        """`function`: what errors say the caller called."""
         signature = self._signature
-        wanted, functions = self._functions(target)
         state = self.initial if state is None else state
-        initial = None if state is None else self._numbers("artifact", state)
+        initial = None if state is None else self._numbers(function, state)
+        wanted, functions = self._functions(target)
         trees = {
             "state": tree_data.encoded(signature.state),
             "dtype": signature.dtype.name,
@@ -311,7 +317,8 @@ class CompiledStep(AheadOfTime):
         """
         from kaun import saved
 
-        saved.save(path, self.artifact(state=state), self._sections)
+        self.warn_of_probes("step.save")
+        saved.save(path, self._artifact("save", None, state), self._sections)
 
     def export(
         self, directory: str | Path, target: Target | str | None = None, *, state: State | None = None,
@@ -340,14 +347,19 @@ class CompiledStep(AheadOfTime):
 
         if state is None and self.initial is None and nx.rng.in_scope() and "init" in self.functions:
             state = self.init()
-        artifact = self.artifact(target, state=state)
+        self.warn_of_probes("step.export")
+        artifact = self._artifact("export", target, state)
         return export.export(artifact, directory, name=name, initial=initial, threads=threads)
 
     def read_state(self, path: str | Path) -> State:
         """The state in a file that an exported program of this step saved. ValueError unless it is one, and whole."""
         from kaun.runtime import export
 
-        *row, rng = map(Storage.of, export.read_state(self._state_leaves, path))
+        try:
+            numbers = export.read_state(self._state_leaves, path)
+        except ValueError as error:
+            raise ValueError(f"step.read_state: {os.fspath(path)}: {error}") from None
+        *row, rng = map(Storage.of, numbers)
         return State._of(row, self._form, Tensor(computed_leaf(rng)))
 
     def write_state(self, st: State, path: str | Path) -> None:

@@ -80,7 +80,7 @@ def _step(
     x = _argument("x", tree_data.decoded(trees.at("x").value), left)
     answers = _argument("y", tree_data.decoded(trees.at("targets").value), left)
     _check(answers.structure.kind is tuple and len(answers.structure.children) <= 1, "the targets")
-    context = _argument("the context", tree_data.decoded(trees.at("context").value), left)
+    context = _argument("ctx", tree_data.decoded(trees.at("context").value), left)
     no_init = None if trees.at("no_init").value is None else trees.text("no_init")
     output = tree_data.decoded(trees.at("output").value)
     draws = trees.number("draws", high=1 << 31)

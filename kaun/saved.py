@@ -77,9 +77,8 @@ def save(path: Path, made: Artifact, sections: Sections | None = None) -> None:
 
 def load(path: Path, *, recompile: bool = False) -> Compiled | CompiledStep:
     """See `kaun.compiled.load`."""
-    sections = saved_file.read(path)
     try:
-        return _loaded(sections, recompile)
+        return _loaded(saved_file.read(path), recompile)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"kn.load: {os.fspath(path)}: {error}") from error
 
@@ -89,8 +88,8 @@ def described(path: Path) -> tuple[ArtifactData, dict[str, Program]]:
 
     Errors are those of `load`.
     """
-    sections = saved_file.read(path)
     try:
+        sections = saved_file.read(path)
         data = _about(sections)
         machine = execution.vector_target(data.target)
         programs = {}

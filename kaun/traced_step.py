@@ -50,7 +50,7 @@ def compile_step(
     batch = _Batch(
         argument_of_spec("x", "x", x),
         _targets(y),
-        argument_of_spec("the context", "context", ptree.Dict(sorted(ctx.items()) if ctx else ())),
+        argument_of_spec("ctx", "context", ptree.Dict(sorted(ctx.items()) if ctx else ())),
     )
     functions = _Functions(trainer, captured, batch, first, wanted)
     functions.trace()

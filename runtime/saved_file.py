@@ -142,9 +142,11 @@ def replace_file(path: str, pieces: Iterable[Bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:  # it names a file nobody asked for, or none
+            raise OSError(error.errno, error.strerror, path) from error
         raise
     _sync_folder(folder)
 
@@ -170,13 +172,10 @@ def _aligned(offset: int) -> int:
 def read(path: str | os.PathLike[str]) -> dict[str, Section]:
     """The sections of a file, whose bytes were all checked; each starts at an address that is a multiple of 64.
 
-    ValueError, which names the file, for one that `write` did not write or that is damaged; OSError if it cannot be
-    read.
+    ValueError, which leaves naming the file to who was asked for it, for one that `write` did not write or that is
+    damaged; OSError if it cannot be read.
     """
-    try:
-        return _sections(_content(Path(path)))
-    except ValueError as error:
-        raise ValueError(f"saved_file.read: {os.fspath(path)}: {error}") from None
+    return _sections(_content(Path(path)))
 
 
 def _content(path: Path) -> memoryview:

@@ -259,5 +259,7 @@ def test_without_a_linker_there_is_an_object_to_link(
     small_classifier: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    files = small_classifier.step.export(tmp_path, target="wasm32").files
-    assert "step.o" in files and "step.wasm" not in files
+    exported = small_classifier.step.export(tmp_path, target="wasm32")
+    assert "step.o" in exported.files and "step.wasm" not in exported.files
+    (told,) = exported.missing
+    assert told.startswith("step.wasm is made by wasm-ld, LLVM's linker")

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 _BUILD = """\
-module:function, or FILE.py:function, takes no arguments and returns what `kn.compile` or `kn.train.compile` returns,
+A file that `save` wrote is exported for its machine, or for that of --target. module:function, or FILE.py:function,
+takes no arguments and returns what `kn.compile` or `kn.train.compile` returns,
 whatever target that was compiled for. A training step that was compiled with `state=` brings the numbers to start from.
 
 example:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str], prog: str = "kaun aot") -> int:
         description="Export a compiled function or training step: an object, a header, a program to begin with.",
         epilog=_BUILD, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    build.add_argument("function", metavar="MODULE:FUNCTION", help="what to export, see below")
+    build.add_argument("function", metavar="MODULE:FUNCTION", help="what to export, or a saved file; see below")
     build.add_argument("--out", required=True, metavar="DIR", help="the folder; files of the same names are replaced")
     build.add_argument("--target", default=None, metavar="T", help="the machine, as `kaun aot targets` lists them")
     build.add_argument("--name", help="of the files and in the symbols (default: step, or the function's name)")
@@ -62,18 +63,30 @@ def _build(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     from kaun.runtime import export, target
     from kaun.tools import subject
 
+    from kaun import saved
     from kaun.compiled import AheadOfTime
 
+    wanted = given.target
     try:
-        value = subject.value_of(given.function)
-    except subject.SubjectError as error:
+        if subject.is_saved(given.function):
+            value = saved.load(given.function, recompile=True)
+            # What the file is for, unless another machine is asked for.
+            machine = saved.described(given.function)[0].target
+        else:
+            value, machine = subject.value_of(given.function), None
+    except (subject.SubjectError, OSError) as error:
+        parser.error(str(error))
+    except ValueError as error:
+        if not subject.is_saved(given.function):
+            raise  # of the function's own
         parser.error(str(error))
     if not isinstance(value, AheadOfTime):
         parser.error(
             f"{given.function} gave {type(value).__name__}, expected what kn.compile or kn.train.compile returns"
         )
     try:
-        machine = None if given.target is None else target.named(given.target)
+        machine = machine if wanted is None else target.named(wanted)
+        value.warn_of_probes("kaun aot build")
         exported = export.export(
             value.artifact(machine), given.out, name=given.name, initial=given.initial, threads=given.threads
         )
@@ -89,10 +102,12 @@ def _build(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     if exported.state_bytes:
         print(f"  {'state':<16}{exported.state_bytes:>12,} bytes of the caller's memory")
     print(f"  {'workspace':<16}{exported.workspace_bytes:>12,} bytes of the caller's memory, for one thread")
+    for text in exported.missing:
+        print(f"missing: {text}")
     if artifact.state and artifact.initial is None:
         print(
             "no numbers to start from: compile with `kn.train.compile(..., state=)`, or make "
-            f"{exported.layout.name}.state for main.c with `step.write_state`"
+            f"{exported.layout.name}.state with `step.write_state`, for main.c or JavaScript's `restore`"
         )
     return 0
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kaun.runtime.artifact import Leaf
+from kaun.runtime.saved_file import MAGIC
+
+# Endings of what lies beside the description of an export.
+_PARTS = (".o", ".so", ".dylib", ".a", ".h", ".c", ".wasm", ".mjs", ".state")
+_WIDTH = 100
 
 
 def of_file(name: str) -> str:
@@ -23,9 +30,12 @@ def of_file(name: str) -> str:
         path = found[0]
     with path.open("rb") as file:
         is_json = file.read(1) == b"{"
+        file.seek(0)
+        if path.suffix in _PARTS and file.read(len(MAGIC)) != MAGIC:
+            raise ValueError(f"{name} is a part of an export; give the folder: {path.parent}")
     try:
         description = _read_export(path) if is_json else _read_saved(path)
-        return "\n".join(_lines(path.name, description)) + "\n"
+        return "\n".join(row for line in _lines(path.name, description) for row in _wrapped(line)) + "\n"
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the description of an export: {error!r}") from error
 
@@ -39,6 +49,17 @@ def _read_export(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has format {found.get('format')!r}, expected 1: no export, or of another version")
     assert isinstance(found, dict)
     return found
+
+
+def _wrapped(line: str) -> list[str]:
+    """The lines of a long one; the later ones begin below its last column, or where its text does."""
+    columns = [found.end() for found in re.finditer(r"\S {2,}(?=\S)", line)]
+    indent = columns[-1] if columns else len(line) - len(line.lstrip()) + 4
+    if indent > _WIDTH - 30:
+        indent = 4
+    return textwrap.wrap(
+        line, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
 
 
 def _lines(file: str, found: Mapping[str, Any]) -> Iterator[str]:

@@ -64,12 +64,15 @@ def find(name: str, part: str | None = None) -> Subject:
         except ValueError as error:
             raise SubjectError(str(error)) from error
         return Subject(kept.graph, kept.inputs)
-    if _is_saved(name):
+    if is_saved(name):
         return _of_saved(name, part)
     return Subject(graph_of_text(read_text(name), name))
 
 
-def _is_saved(name: str) -> bool:
+def is_saved(name: str) -> bool:
+    """Whether there is such a file, and it begins as those do that `save` writes. SubjectError if it cannot be read."""
+    if not os.path.isfile(name):
+        return False
     try:
         with open(name, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC

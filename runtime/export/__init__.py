@@ -41,12 +41,14 @@ MOST_THREADS = 64
 class Exported:
     """What was written: the folder, and the files in it by name.
 
+    missing: which files were not made, and which program, that is not installed, would make each.
     state_bytes, workspace_bytes: of the memory that a program brings, the workspace for one thread.
     """
 
     directory: Path
     files: tuple[str, ...]
     layout: Layout
+    missing: tuple[str, ...] = ()
 
     @property
     def state_bytes(self) -> int:
@@ -57,7 +59,8 @@ class Exported:
         return self.layout.workspace_bytes(1)
 
     def __repr__(self) -> str:
-        return f"<exported {self.layout.prefix} to {self.directory}: {', '.join(self.files)}>"
+        text = "; ".join([", ".join(self.files), *self.missing])
+        return f"<exported {self.layout.prefix} to {self.directory}: {text}>"
 
 
 def export(
@@ -111,7 +114,8 @@ def export(
         build.archive(layout, folder),
         build.webassembly(layout, folder, exported),
     )
-    return Exported(folder, (*contents, *(made.name for made in linked if made)), layout)
+    files = (*contents, *(made.name for made in linked if made))
+    return Exported(folder, files, layout, build.missing(layout, files))
 
 
 def read_state(leaves: Sequence[Leaf], path: str | Path) -> list[state_file.Numbers]:

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kaun.runtime.export.layout import Layout
@@ -48,16 +48,38 @@ def compiler_of(target: Target) -> list[str] | None:
 
     CC is taken for this machine and those that run the same code.
     """
+    chosen = shlex.split(os.environ.get("CC", ""))
+    if chosen and _is_here(target):
+        return chosen if shutil.which(chosen[0]) else None
+    return next(([name] for name in _compiler_names(target) if shutil.which(name)), None)
+
+
+def _is_here(target: Target) -> bool:
+    machine = host()
+    return (target.architecture, target.system) == (machine.architecture, machine.system)
+
+
+def _compiler_names(target: Target) -> list[str]:
     names = [f"{target.architecture}-linux-gnu-gcc"] if target.system == "linux" else []
     if target.architecture == "arm" and target.system == "none":
         names = ["arm-none-eabi-gcc"]
-    machine = host()
-    if (target.architecture, target.system) == (machine.architecture, machine.system):
-        chosen = shlex.split(os.environ.get("CC", ""))
-        if chosen:
-            return chosen if shutil.which(chosen[0]) else None
-        names = ["cc", "gcc", "clang", *names]
-    return next(([name] for name in names if shutil.which(name)), None)
+    return ["cc", "gcc", "clang", *names] if _is_here(target) else names
+
+
+def missing(layout: Layout, files: Collection[str]) -> tuple[str, ...]:
+    """What could be in the folder too, beside these files, and the program that would make it; each a text."""
+    target = layout.artifact.target
+    if target.architecture == "wasm32":
+        programs = {f"{layout.name}.wasm": "wasm-ld, LLVM's linker (Debian's package lld)"}
+    else:
+        names = _compiler_names(target)
+        compiler = os.environ.get("CC") if _is_here(target) else None
+        programs = {f"{layout.name}.a": f"{compiler or names[0]} and ar"} if names else {}
+        if target.system != "none" and names:
+            ending = "dylib" if target.system == "macos" else "so"
+            programs[f"{layout.name}.{ending}"] = f"{compiler or names[0]}, a C compiler"
+    return tuple(f"{file} is made by {program}, not found here" for file, program in programs.items()
+                 if file not in files)  # fmt: skip
 
 
 def shared_library(layout: Layout, folder: Path) -> Path | None:

@@ -53,7 +53,7 @@ def unpacked(layout: StateLayout, content: bytes) -> list[Numbers]:
     expected = header_words(layout.nbytes, layout.fingerprint, _sums(state[: len(state) // 8 * 8]))
     if len(state) != layout.nbytes or content[:HEADER_BYTES] != np.array(expected, "<u8").tobytes():
         raise ValueError(
-            f"state_file.unpacked: got {len(content)} bytes, expected an undamaged state of this step in "
+            f"got {len(content)} bytes, expected an undamaged state of this step in "
             f"{HEADER_BYTES + layout.nbytes}"
         )
     return [

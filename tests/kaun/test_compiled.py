@@ -1,5 +1,7 @@
 """`kn.compile`: compiled for given types, called like the function, readable at every stage."""
 
+import warnings
+
 import numpy as np
 import pytest
 from kaun.compiler.ir import parse_graph, print_graph
@@ -60,6 +62,31 @@ def test_wrong_arguments_are_named(change, error, message):
 def test_specs_reject_what_no_tensor_has(shape, dtype, error):
     with pytest.raises(error):
         kn.spec(shape, dtype)
+
+
+def test_a_shape_in_the_place_of_a_spec_is_an_error_that_says_what_to_write():
+    with pytest.raises(TypeError, match=r"argument 0: got a tuple of numbers; write kn.spec\(\(3,\)\)"):
+        kn.compile(nx.tanh, (3,))
+    with pytest.raises(TypeError, match=r"got a list of numbers; write kn.spec\(\[2, 3\]\)"):
+        kn.compile(lambda tree: tree["x"], {"x": [2, 3]})
+    with pytest.raises(TypeError, match=r"kn.spec: got shape \(None, 12\), expected whole numbers"):
+        kn.spec((None, 12))
+
+
+def test_saving_and_exporting_warn_of_what_is_left_out(tmp_path):
+    def function(x):
+        kn.debug.check(x > 0, "positive")
+        return kn.debug.print(nx.exp(x), "exp") + kn.debug.print(x, "x")
+
+    made = kn.compile(function, kn.spec(3))
+    told = "left out 1 of kn.debug.check and 2 of kn.debug.print"
+    with pytest.warns(UserWarning, match=told):
+        made.save(tmp_path / "f.kaun")
+    with pytest.warns(UserWarning, match=told):
+        made.export(tmp_path / "exported")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kn.compile(nx.exp, kn.spec(3)).save(tmp_path / "f.kaun")
 
 
 def test_every_stage_has_a_text_and_the_graphs_parse():

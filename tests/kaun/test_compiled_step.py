@@ -252,8 +252,9 @@ X, Y = np.zeros((8, 6), np.float32), np.zeros(8, np.int32)
         (lambda step, st: step((0.0, st), X, Y), TypeError, "the step returns the loss and the state"),
         (lambda step, st: step.predict(st, X[:3]), ValueError, r"step.predict: x: got shape \[3, 6\]"),
         (lambda step, st: step.evaluate(st, X, Y[:2]), ValueError, r"step.evaluate: y: got shape \[2\]"),
-        (lambda step, st: step(st, X, Y, ctx={"mask": X}), ValueError, "the context differs from its spec"),
-        (lambda step, st: step(st, X, Y, rates=[1.0]), ValueError, "got 1 rates, expected 0"),
+        (lambda step, st: step(st, X, Y, ctx={"mask": X}), ValueError, "step.step: ctx differs from its spec"),
+        (lambda step, st: step(st, (X, Y)), TypeError, r"step.step: x: got a tuple, expected float32\[8, 6\]"),
+        (lambda step, st: step(st, X, Y, rates=[1.0]), ValueError, "got rates=, .* is compiled in"),
         (
             lambda step, st: step(kn.train.State(st.vars, (), st.step, st.rng), X, Y),
             ValueError,

@@ -338,6 +338,22 @@ def test_what_is_no_such_file_is_refused(tmp_path, file):
         kn.load(tmp_path / "f")
 
 
+def test_errors_name_what_was_called_and_the_path_that_was_given(tmp_path, step, small):
+    (tmp_path / "f").write_bytes(small.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"^kn.load: {tmp_path}/f: the file has"):
+        kn.load(tmp_path / "f")
+    with pytest.raises(ValueError, match=f"^step.read_state: {tmp_path}/f: got "):
+        step.read_state(tmp_path / "f")
+    with pytest.raises(TypeError, match=r"^step.save: got a state of type int"):
+        step.save(tmp_path / "g", state=3)
+    with pytest.raises(TypeError, match=r"^step.export: got a state of type int"):
+        step.export(tmp_path / "g", state=3)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder") as caught:
+        step.save(tmp_path / "folder")
+    assert caught.value.filename == str(tmp_path / "folder") and "partial" not in str(caught.value)
+
+
 def test_a_small_file_does_not_ask_for_much_memory(tmp_path, small):
     with (tmp_path / "f").open("wb") as large:
         large.truncate(1 << 42)  # takes no space on the disk

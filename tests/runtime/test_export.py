@@ -335,6 +335,8 @@ def test_without_tools_there_is_an_object_and_no_library(tmp_path: Path, monkeyp
     exported = export(plain(), tmp_path)
     assert exported.files == ("plain.o", "plain.h", "plain.json", "main.c", "CMakeLists.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(exported.files)  # those of before are gone
+    assert [text.split()[0] for text in exported.missing] == ["plain.a", "plain.so"]
+    assert "plain.so is made by cc, a C compiler, not found here" in repr(exported)
 
 
 def test_a_linker_that_fails_is_an_error_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,9 +378,9 @@ def test_a_state_file_is_read_as_it_was_written_and_refused_when_it_is_not(tmp_p
     damaged = bytearray(content)
     damaged[70] ^= 1
     for broken in (b"", content[:63], content[:-1], content + b"\0", content[:-64], bytes(damaged)):
-        with pytest.raises(ValueError, match=r"state_file\.unpacked: got \d+ bytes"):
+        with pytest.raises(ValueError, match=r"^got \d+ bytes"):
             state_file.unpacked(layout, broken)
-    with pytest.raises(ValueError, match=r"state_file\.unpacked"):
+    with pytest.raises(ValueError, match=r"^got \d+ bytes, expected an undamaged state of this step"):
         state_file.unpacked(renamed, content)
     with pytest.raises(ValueError, match=r"state_file\.packed: got float32\[2\]"):
         state_file.packed(layout, [np.ones(2, np.float32), *arrays[1:]])

@@ -179,6 +179,34 @@ def test_inspect_trusts_no_file(
     assert message in complaint(capsys, "inspect", "some.json")
 
 
+def test_a_saved_file_is_exported_for_its_machine_or_another(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject.value_of("ahead.py:step").save("here.kaun")
+    assert command.main(["aot", "build", "here.kaun", "--out", "made"]) == 0
+    assert command.main(["aot", "build", "ahead.py:step", "--out", "same"]) == 0
+    assert (folder / "made/step.o").read_bytes() == (folder / "same/step.o").read_bytes()
+    capsys.readouterr()
+    assert command.main(["aot", "build", "here.kaun", "--out", "other", "--target", "cortex-m7"]) == 0
+    assert "for arm-cortex-m7-32\n" in capsys.readouterr().out
+    (folder / "cut.kaun").write_bytes((folder / "here.kaun").read_bytes()[:-1])
+    assert "kn.load: cut.kaun: the file has" in complaint(capsys, "build", "cut.kaun", "--out", "made")
+
+
+def test_inspect_asks_for_the_folder_of_a_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["aot", "build", "ahead.py:step", "--out", "made", "--target", "cortex-m7"])
+    assert "made/step.o is a part of an export; give the folder: made" in complaint(capsys, "inspect", "made/step.o")
+
+
+def test_lines_of_inspect_are_no_wider_than_a_window(capsys: pytest.CaptureFixture[str]) -> None:
+    subject.value_of("ahead.py:step").save("here.kaun")
+    capsys.readouterr()
+    assert command.main(["aot", "inspect", "here.kaun"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.startswith("init(key") for line in lines)
+
+
 def test_inspect_says_that_a_folder_is_none_of_its(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "empty").mkdir()
     assert "is a folder with 0 descriptions" in complaint(capsys, "inspect", "empty")
