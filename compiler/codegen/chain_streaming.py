@@ -89,10 +89,10 @@ class StreamedFunction(ChainFunction):
             emitter = self._on_row(batch, start, row)
             accumulators = self._accumulators(emitter, each_pass)
             places = [self._partial(accumulator, row) for accumulator in accumulators]
-            carried = [self.builder.load(place, typ=kind, align=self._alignment(kind)) for place, kind in places]
+            carried = [self.builder.load(place, typ=kind, align=self.size) for place, kind in places]
             carried = self._along_row(emitter, each_pass, accumulators, carried, low, high)
             for (place, kind), value in zip(places, carried, strict=True):
-                self.builder.store(value, place, align=self._alignment(kind))
+                self.builder.store(value, place, align=self.size)
 
     # What reductions carry from one block of columns to the next
 
@@ -102,9 +102,6 @@ class StreamedFunction(ChainFunction):
         place = self._scratch(self.plan.partial[accumulator.reduction])
         return offset(self.builder, place, start.type, (row, 1)), start.type
 
-    def _alignment(self, kind: ir.Type) -> int:
-        return self.size
-
     def _begin(self, each_pass: RowPass, rows: ir.Value) -> None:
         accumulators = self._accumulators(self._emitter({}), each_pass)
         if accumulators:
@@ -112,7 +109,7 @@ class StreamedFunction(ChainFunction):
                 for accumulator in accumulators:
                     (value,) = accumulator.initial(self.plan.lanes if self.plan.lanes > 1 else 0)
                     place, kind = self._partial(accumulator, row)
-                    self.builder.store(value, place, align=self._alignment(kind))
+                    self.builder.store(value, place, align=self.size)
 
     def _end(self, each_pass: RowPass, rows: ir.Value) -> None:
         accumulators = self._accumulators(self._emitter({}), each_pass)
@@ -120,7 +117,7 @@ class StreamedFunction(ChainFunction):
             with counted_loop(self.builder, 0, rows, name="row") as row:
                 for accumulator in accumulators:
                     place, kind = self._partial(accumulator, row)
-                    value = self.builder.load(place, typ=kind, align=self._alignment(kind))
+                    value = self.builder.load(place, typ=kind, align=self.size)
                     self._reduced_to(accumulator, value, row)
         self.reduced += each_pass.reductions
 
