@@ -91,7 +91,7 @@ class StreamedFunction(ChainFunction):
             places = [self._partial(accumulator, row) for accumulator in accumulators]
             carried = [self.builder.load(place, typ=kind, align=self.size) for place, kind in places]
             carried = self._along_row(emitter, each_pass, accumulators, carried, low, high)
-            for (place, kind), value in zip(places, carried, strict=True):
+            for (place, _), value in zip(places, carried, strict=True):
                 self.builder.store(value, place, align=self.size)
 
     # What reductions carry from one block of columns to the next
@@ -108,7 +108,7 @@ class StreamedFunction(ChainFunction):
             with counted_loop(self.builder, 0, rows, name="row") as row:
                 for accumulator in accumulators:
                     (value,) = accumulator.initial(self.plan.lanes if self.plan.lanes > 1 else 0)
-                    place, kind = self._partial(accumulator, row)
+                    place, _ = self._partial(accumulator, row)
                     self.builder.store(value, place, align=self.size)
 
     def _end(self, each_pass: RowPass, rows: ir.Value) -> None:
