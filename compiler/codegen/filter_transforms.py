@@ -7,8 +7,9 @@ With the points 0, 1, -1 and infinity, for four elements d of an image, three nu
 It is linear in each, so whichever of g and y is given, the other's place holds results: two outputs of three taps are
 two^T(image(d) * three(g)), three outputs of two taps are three^T(image(d) * two(y)). On two axes the transforms apply
 one after the other, and 16 products do the work of 36. Only sums, differences and halves occur: small integers stay
-exact, and rounding errors are of the size of those of summing the products one by one, where operands are of like size. S. Winograd, Arithmetic complexity of
-computations (1980); A. Lavin and S. Gray, Fast algorithms for convolutional neural networks, arXiv:1509.09308.
+exact, and rounding errors are of the size of those of summing the products one by one, where operands are of like size.
+S. Winograd, Arithmetic complexity of computations (1980); A. Lavin and S. Gray, Fast algorithms for convolutional
+neural networks, arXiv:1509.09308.
 """
 
 from __future__ import annotations
