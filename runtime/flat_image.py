@@ -26,9 +26,10 @@ SEGMENT_ALIGNMENT = 1 << 16
 
 # What code may ask the C library for; a file that asks for anything else is not loaded.
 IMPORTS = frozenset(
-    "memcpy memmove memset malloc free sched_yield pthread_create pthread_join pthread_attr_init pthread_attr_destroy "
-    "pthread_attr_setstacksize pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock pthread_mutex_unlock "
-    "pthread_cond_init pthread_cond_destroy pthread_cond_wait pthread_cond_signal pthread_cond_broadcast".split()
+    "memcpy memmove memset malloc free getpid sched_yield pthread_create pthread_join pthread_attr_init "
+    "pthread_attr_destroy pthread_attr_setstacksize pthread_mutex_init pthread_mutex_destroy pthread_mutex_lock "
+    "pthread_mutex_unlock pthread_cond_init pthread_cond_destroy pthread_cond_wait pthread_cond_signal "
+    "pthread_cond_broadcast".split()
 )
 
 

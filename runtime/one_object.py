@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from kaun.compiler.program import Program
-from kaun.runtime import engine, threads
+from kaun.runtime import engine
+from kaun.runtime.pool_module import pool_module
 from kaun.runtime.target import Target
 
 __all__ = ["entry_symbol", "one_object"]
@@ -38,7 +39,7 @@ def one_object(
     programs: by name; the entry of each is called `entry_symbol(name)`.
     exported: the symbols that stay visible, of entries, the pool or further modules. All others become internal, so
         two such objects go into one program if these differ.
-    pool: whether to put in the functions of `threads.pool_module`, for a system with pthreads.
+    pool: whether to put in the functions of `pool_module`, for a system with pthreads.
     modules: LLVM IR of further modules, which may refer to all of these by symbol.
 
     Raises ValueError for LLVM IR that is not valid and for exported names that nothing defines.
@@ -58,6 +59,6 @@ def _modules(
                 yield kernel.emit(symbols[kernel.text]), 2
         yield program.linked_entry(entry_symbol(name), [symbols[kernel.text] for kernel in program.kernels]), 0
     if pool:
-        yield threads.pool_module(target.architecture), 2
+        yield pool_module(target.architecture), 2
     for module in further:
         yield module, 2

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,3 +104,18 @@ def fresh_process(code, seconds=120, **environment):
         [sys.executable, "-c", start + code], env={**os.environ, **environment},
         capture_output=True, text=True, timeout=seconds,
     )  # fmt: skip
+
+
+def exit_code_in_child(function):
+    """Exit code of a forked child that runs `function`; killed after a while if it hangs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: fork with threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            function()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from c_programs import STRICT_CPLUSPLUS, Library, build, c_compiler, printed_los
 from docs_pages import ROOT, blocks
 from kaun.runtime.export import Exported
 from kaun.runtime.target import Target, host, with_vector_bits
+from promises import exit_code_in_child
 
 import kaun as kn
 from kaun import nx
@@ -530,6 +533,36 @@ def test_threads_of_a_workspace_are_started_once_and_stopped_as_often_as_one_lik
     library.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("moment", ["asleep", "spinning"])
+def test_a_forked_child_waits_for_no_thread_of_its_parent(digits: Digits, exported: Exported, moment: str) -> None:
+    library = Library(exported, threads=3)
+    address = library.workspace.address
+    losses, _ = digits.trained(3)
+    batches = digits.batches(3)
+    assert library.code("init", library.state.address) == 0
+    assert_same_bits(library.call("run", *batches[0]), losses[:1])
+    if moment == "asleep":
+        time.sleep(0.2)
+
+    def goes_on_alone() -> None:
+        assert_same_bits([library.call("run", *batch)[0] for batch in batches[1:]], losses[1:])
+        assert library.code("threads_stop", address) == 0
+
+    def starts_threads_of_its_own() -> None:
+        for _ in range(2):
+            assert library.code("threads_start", address, 2) == 2
+            assert library.code("threads_start", address, 2) == WORKSPACE
+            assert_same_bits(library.call("predict", batches[1][0]), [expected])
+            assert library.code("threads_stop", address) == 0
+
+    expected = library.call("predict", batches[1][0])[0]
+    assert [exit_code_in_child(each) for each in (goes_on_alone, starts_threads_of_its_own)] == [0, 0]
+    assert library.code("threads_start", address, 2) == WORKSPACE
+    assert_same_bits([library.call("run", *batch)[0] for batch in batches[1:]], losses[1:])
+    library.close()
+
+
 def test_code_without_threads_asks_for_none(digits: Digits, tmp_path: Path) -> None:
     exported = digits.step.export(tmp_path, threads=1)
     text = (tmp_path / "step.h").read_text()
@@ -549,6 +582,7 @@ def test_the_object_asks_for_nothing_but_memory_functions_and_pthreads_and_shows
     lines = run(nm, "-g", "step.o", folder=exported.directory).splitlines()
     undefined = {line.split()[-1].lstrip("_") for line in lines if " U " in line}
     shown = {line.split()[-1].lstrip("_") for line in lines if " T " in line}
-    assert all(name in ("memcpy", "memset", "sched_yield") or name.startswith("pthread_") for name in undefined)
+    others = {name for name in undefined if not name.startswith("pthread_")}
+    assert others <= {"memcpy", "memset", "getpid", "sched_yield"}
     endings = ("init", "load", "save", "run", "predict", "evaluate", "threads_start", "threads_stop")
     assert shown == {f"kaun_step_{ending}" for ending in endings}

@@ -111,7 +111,7 @@ def emit(
 
     The builder stands in a block of the function that dominates everything the callbacks use, and is left behind the
     loops in a block without terminator. `scratch` must be 64-byte aligned and hold blocking.scratch_bytes; its first
-    word must be zero when a thread begins the kernel's loop and may then be left alone (see runtime/threads.py).
+    word must be zero when a thread begins the kernel's loop and may then be left alone (see runtime/pool_loops.py).
     Micro-kernels become internal functions of the same module, named after `function`. Callbacks may open blocks.
 
     Raises ValueError if a computed operand comes as Memory, or one to be read in place as Packed, and if column sums

@@ -222,5 +222,8 @@ def _thread_lines(layout: Layout, prefix: str) -> Iterator[str]:
         "code. Results do not depend on it, not in one bit. Without it, calls run on the caller's thread."
     )
     yield f"int {prefix}_threads_start(void *workspace, int threads);"
-    yield _comment("End them. To be called before the memory is given up; no call may be using it.")
+    yield _comment(
+        "End them. To be called before the memory is given up; no call may be using it. In a forked child there are no "
+        "threads: calls run on the caller's, this forgets its parent's, and threads can be started anew."
+    )
     yield f"int {prefix}_threads_stop(void *workspace);\n"

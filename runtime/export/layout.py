@@ -21,7 +21,7 @@ from functools import cached_property
 from kaun.compiler.program import Place
 from kaun.runtime.artifact import Artifact, Function, Leaf
 from kaun.runtime.export import names
-from kaun.runtime.threads import pool_bytes
+from kaun.runtime.pool_module import pool_bytes
 
 ALIGNMENT = 64
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from kaun.runtime.export import state_file
 from kaun.runtime.export.layout import ALIGNMENT, Entry, Layout, Where, aligned
 from kaun.runtime.one_object import entry_symbol
-from kaun.runtime.threads import YIELDS, pool_bytes
+from kaun.runtime.pool_module import YIELDS, pool_bytes
 
 # What the functions return. None of them is zero, and `threads_start` returns positive counts.
 OK, NULL, ALIGN, WORKSPACE, FILE, THREADS = 0, -1, -2, -3, -4, -5
@@ -70,6 +70,7 @@ done:
 _POOL = """\
 declare void @kaun_parallel_for(ptr, ptr, ptr, i64, ptr, i64)
 declare i64 @kaun_pool_start(ptr, i64, i64, i64)
+declare i1 @kaun_pool_is_here(ptr)
 declare void @kaun_pool_stop(ptr)
 """
 
@@ -148,13 +149,19 @@ class _Body:
     def clear(self, destination: str, nbytes: int) -> None:
         self.line(f"call void @llvm.memset.p0.{self.size}(ptr {destination}, i8 0, {self.size} {nbytes}, i1 false)")
 
-    def pool(self) -> str:
-        """The pool that runs in the checked workspace, or null."""
+    def has_pool(self) -> str:
+        """Whether there is a pool in the checked workspace, be it that of the process that this one was forked from."""
         word = self.value("load ptr, ptr %workspace")
         none = self.value(f"icmp eq ptr {word}, null")
         ours = self.value(f"icmp eq ptr {word}, @kaun_parallel_for")
         self.unless(self.value(f"or i1 {none}, {ours}"), WORKSPACE)
-        return self.value(f"select i1 {none}, ptr null, ptr %workspace")
+        return ours
+
+    def pool(self) -> str:
+        """The pool that runs in the checked workspace, or null."""
+        self.has_pool()
+        here = self.value("call i1 @kaun_pool_is_here(ptr %workspace)")
+        return self.value(f"select i1 {here}, ptr %workspace, ptr null")
 
     def text(self) -> str:
         return "\n".join([*self.lines, f"  ret i32 {OK}", "}", ""])
@@ -267,8 +274,7 @@ def _threads_start(layout: Layout) -> str:
     body.check("%workspace", ALIGNMENT)
     body.unless(body.value("icmp sge i32 %threads, 1"), THREADS)
     body.unless(body.value(f"icmp sle i32 %threads, {layout.most_threads}"), THREADS)
-    word = body.value("load ptr, ptr %workspace")
-    body.unless(body.value(f"icmp eq ptr {word}, null"), WORKSPACE)
+    body.unless(body.value(f"icmp eq ptr {body.pool()}, null"), WORKSPACE)
     # One thread is the caller's, for whom no pool is needed.
     body.unless(body.value("icmp sgt i32 %threads, 1"), "%threads")
     body.clear("%workspace", layout.header_bytes)
@@ -282,7 +288,7 @@ def _threads_start(layout: Layout) -> str:
 def _threads_stop(layout: Layout) -> str:
     body = _Body(layout, "threads_stop", "ptr %workspace")
     body.check("%workspace", ALIGNMENT)
-    body.unless(body.value(f"icmp ne ptr {body.pool()}, null"), OK)
+    body.unless(body.has_pool(), OK)
     body.line("call void @kaun_pool_stop(ptr %workspace)")
     body.clear("%workspace", pool_bytes(layout.most_threads))
     return body.text()

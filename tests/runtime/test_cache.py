@@ -23,6 +23,7 @@ from kaun.runtime.cache import (
     kernel_key,
 )
 from kaun.runtime.target import host, with_vector_bits
+from promises import exit_code_in_child
 
 
 def constant(value: int, name: str = "f") -> str:
@@ -382,16 +383,15 @@ def test_a_forked_child_is_not_stuck_in_what_a_parents_thread_was_doing(folder: 
     )
     thread.start()
     assert entered.wait(30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: fork with threads
-        child = os.fork()
-    if child == 0:
+
+    def child() -> None:
         (address,) = compile_kernels([KernelRequest("f", "forked", lambda: constant(8))], host(), cache)
-        os._exit(call(address))
-    _, status = os.waitpid(child, 0)
+        assert call(address) == 8
+
+    code = exit_code_in_child(child)
     leave.set()
     thread.join(30)
-    assert os.waitstatus_to_exitcode(status) == 8
+    assert code == 0
 
 
 def test_environment_chooses_folder_size_and_nothing(folder: Path, monkeypatch) -> None:

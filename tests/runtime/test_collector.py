@@ -3,11 +3,11 @@
 import gc
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 
 import pytest
 from kaun.runtime.collector import held_back
+from promises import exit_code_in_child
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +58,8 @@ def test_it_waits_for_the_last_of_several_threads() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_child_does_not_wait_for_threads_that_it_does_not_have() -> None:
-    with held_back(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: fork with threads
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if gc.isenabled() else 1)
-        _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    def child() -> None:
+        assert gc.isenabled()
+
+    with held_back():
+        assert exit_code_in_child(child) == 0

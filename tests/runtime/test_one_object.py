@@ -14,6 +14,7 @@ from kaun.compiler.program import Program
 from kaun.runtime import engine, threads
 from kaun.runtime.buffers import Buffer
 from kaun.runtime.one_object import entry_symbol, one_object
+from kaun.runtime.pool_module import pool_bytes
 from kaun.runtime.program import Executable
 from kaun.runtime.target import host
 from schedule_examples import MODELS, trace
@@ -177,9 +178,9 @@ def test_a_pool_in_memory_of_the_caller_starts_runs_and_stops() -> None:
     symbol = entry_symbol("made")
     entry = engine.load(one_object({"made": made}, host(), [symbol]), [symbol])[symbol]
     inputs = inputs_of(made)
-    memory = Buffer(threads.pool_bytes(3) + 64)
+    memory = Buffer(pool_bytes(3) + 64)
     ctypes.memset(memory.address, 0, memory.nbytes)
-    ctypes.memset(memory.address + threads.pool_bytes(3), 0xFF, 64)
+    ctypes.memset(memory.address + pool_bytes(3), 0xFF, 64)
 
     class Started:
         address, threads = memory.address, 3
@@ -190,5 +191,5 @@ def test_a_pool_in_memory_of_the_caller_starts_runs_and_stops() -> None:
             assert run(entry, made, inputs, Started) == expected(made, inputs)  # type: ignore[arg-type]
         finally:
             stop(memory.address)
-        assert ctypes.string_at(memory.address + threads.pool_bytes(3), 64) == b"\xff" * 64
-        ctypes.memset(memory.address, 0, threads.pool_bytes(3))
+        assert ctypes.string_at(memory.address + pool_bytes(3), 64) == b"\xff" * 64
+        ctypes.memset(memory.address, 0, pool_bytes(3))

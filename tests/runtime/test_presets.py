@@ -5,9 +5,9 @@ import struct
 
 import pytest
 from kaun.runtime import engine
+from kaun.runtime.pool_module import pool_module
 from kaun.runtime.presets import PRESETS
 from kaun.runtime.target import Target, host, named
-from kaun.runtime.threads import pool_module
 from promises import fresh_process
 
 KIB = 1024

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from kaun.runtime import threads
 from kaun.runtime.cache import KernelRequest, compile_kernels
+from kaun.runtime.pool_module import pool_module
 from kaun.runtime.target import host
+from promises import exit_code_in_child, fresh_process
 
 # Adds one to the 64-bit count of each chunk in buffer 0, not atomically: two threads at one chunk would show.
 COUNT = """
@@ -160,7 +161,7 @@ def test_the_pool_begins_with_the_address_of_parallel_for(pool) -> None:
 
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64", "riscv64"])
 def test_the_pool_is_valid_for_other_architectures(architecture: str) -> None:
-    llvm.parse_assembly(threads.pool_module(architecture), llvm.create_context()).verify()
+    llvm.parse_assembly(pool_module(architecture), llvm.create_context()).verify()
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 7, 64, 1000])
@@ -337,21 +338,6 @@ def test_importing_starts_no_thread() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def in_child(function) -> int:
-    """Exit code of a forked child that runs `function`; killed after a while if it hangs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: fork with threads
-        child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        try:
-            function()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_makes_its_own_pool(restored) -> None:
     threads.set_num_threads(3)
@@ -365,7 +351,7 @@ def test_a_forked_child_makes_its_own_pool(restored) -> None:
         mine.run(threads.pool(), 200)
         mine.check(200, 3)
 
-    assert [in_child(child) for _ in range(3)] == [0, 0, 0]
+    assert [exit_code_in_child(child) for _ in range(3)] == [0, 0, 0]
     job.run(threads.pool(), 10)
     job.check(20, 3)
 
@@ -388,7 +374,7 @@ def test_fork_while_another_thread_is_inside_a_loop(restored) -> None:
 
     thread = threading.Thread(target=keep_running, daemon=True)
     thread.start()
-    codes = [in_child(child) for _ in range(5)]
+    codes = [exit_code_in_child(child) for _ in range(5)]
     stop.set()
     thread.join(30)
     assert codes == [0] * 5
@@ -408,8 +394,8 @@ EXITS = {
 @pytest.mark.parametrize("when", EXITS)
 def test_the_interpreter_exits_without_waiting_for_workers(when: str) -> None:
     script = f"""
-import sys, threading, time
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+import threading, time
+sys.path.append({os.path.dirname(__file__)!r})
 from test_threads import Job
 from kaun.runtime import threads as pools
 pools.set_num_threads(3)
@@ -418,5 +404,5 @@ job.run(pools.pool(), 5)
 {EXITS[when].replace("threads.pool", "pools.pool")}
 """
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+        done = fresh_process(script, seconds=60)
         assert done.returncode == 0, done.stderr
