@@ -10,6 +10,7 @@ from ..schedule.index import Index, Variable
 from ..schedule.loop_ir import IndexValue, Reduction
 from .arithmetic import I32, I64, constant, lanes_of, register_type, widened
 from .emitter import Emitter
+from .locations import located
 
 
 class Accumulator:
@@ -46,6 +47,10 @@ class Accumulator:
 
     def step(self, carried: list[ir.Value]) -> list[ir.Value]:
         """Take in the element at the current place of the loops."""
+        with located(self.builder, self.reduction.origin):
+            return self._step(carried)
+
+    def _step(self, carried: list[ir.Value]) -> list[ir.Value]:
         value = self.emitter.evaluate(self.reduction.value)
         if lanes_of(carried[0]):
             value = self.emitter.spread(value)
@@ -91,6 +96,10 @@ class Accumulator:
 
     def finish(self, values: list[ir.Value]) -> ir.Value:
         """The result: after the loops, the lanes are combined by halving."""
+        with located(self.builder, self.reduction.origin):
+            return self._finish(values)
+
+    def _finish(self, values: list[ir.Value]) -> ir.Value:
         lanes = lanes_of(values[0])
         while self.across_lanes and lanes > 1:
             lanes //= 2

@@ -44,6 +44,7 @@ from .chain_blocking import ChainPlan, Memory, Step
 from .contraction_packing import pack_memory_b
 from .control_flow import counted_loop, index, offset, smaller
 from .emitter import Emitter, Lanes
+from .locations import located
 from .loops import load_pointers
 from .micro_kernel import MicroKernel, emit_micro_kernel
 from .panels import Axis, PanelWriter
@@ -168,10 +169,11 @@ class ChainFunction:
             self._block(batch, start, rows)
         for each, steps in zip(kernel.sums, chosen.sums, strict=True):
             if each.over_rows:
-                self._finish(
-                    each, steps[0], batch, kernel.columns, index(0), index(kernel.columns.extent), index(0),
-                    index(each.free.extent),
-                )  # fmt: skip
+                with located(builder, each.origin):
+                    self._finish(
+                        each, steps[0], batch, kernel.columns, index(0), index(kernel.columns.extent), index(0),
+                        index(each.free.extent),
+                    )  # fmt: skip
 
     def _block(self, batch: ir.Value, start: ir.Value, rows: ir.Value) -> None:
         """One block of rows, from the products to the sums."""
@@ -181,7 +183,8 @@ class ChainFunction:
         first, last = self._whole_tiles(low, high, nr)
         for product, step in zip(kernel.products, chosen.products, strict=True):
             self._pack_left(product, step, batch, start, rows)
-            self._product(product, step, batch, start, rows, first, last)
+            with located(self.builder, product.origin):
+                self._product(product, step, batch, start, rows, first, last)
         # Pass by pass: rows do not wait for one another, as the passes over one row do.
         for each_pass in kernel.passes:
             with counted_loop(self.builder, 0, rows, name="row") as row:
@@ -190,10 +193,11 @@ class ChainFunction:
             self.reduced += each_pass.reductions
         self._store_rows(batch, start, rows)
         for each, steps in zip(kernel.sums, chosen.sums, strict=True):
-            if each.over_rows:
-                self._sum_over_rows(each, steps, batch, start, rows, first, last)
-            else:
-                self._sum_over_columns(each, steps, batch, start, rows, low, high)
+            with located(self.builder, each.origin):
+                if each.over_rows:
+                    self._sum_over_rows(each, steps, batch, start, rows, first, last)
+                else:
+                    self._sum_over_columns(each, steps, batch, start, rows, low, high)
 
     def _store_rows(self, batch: ir.Value, start: ir.Value, rows: ir.Value) -> None:
         """The stores of each row."""
@@ -301,10 +305,9 @@ class ChainFunction:
         destination = self._scratch(step.right_offset)
         (start, count), (from_column, columns) = k_range, n_range
         if step.right is not None:
-            source = self._memory(step.right, batch)
-            pack_memory_b(
-                self.builder, step.contraction, step.tiles, source, destination, k_range, n_range
-            )
+            with located(self.builder, value.origin):
+                source = self._memory(step.right, batch)
+                pack_memory_b(self.builder, step.contraction, step.tiles, source, destination, k_range, n_range)
             return
         emitter = self._emitter({self.kernel.batch: batch})
         nr, lanes = step.tiles.nr, self.target.lanes(self.kernel.element.name)
@@ -319,7 +322,8 @@ class ChainFunction:
             (writer.squares if squares else writer.columns)(to_panel, in_depth, in_columns)
             return []
 
-        emitter.loop(None, 0, columns, nr, [], panel)
+        with located(self.builder, value.origin):
+            emitter.loop(None, 0, columns, nr, [], panel)
 
     def _memory(self, memory: Memory, batch: ir.Value) -> ir.Value:
         """The address of an operand's element (0, 0)."""
@@ -349,7 +353,9 @@ class ChainFunction:
             emitter = self._emitter({self.kernel.batch: batch})
             writer = PanelWriter(emitter, element, product.left, self.target.lanes(element.name))
             in_depth = Axis(product.depth, index(0), index(step.contraction.k), 1, aligned=True)
-            writer.rows(self._scratch(step.left_offset), Axis(self.kernel.rows, start, rows, strides[0]), in_depth)
+            in_rows = Axis(self.kernel.rows, start, rows, strides[0])
+            with located(self.builder, product.left.origin):
+                writer.rows(self._scratch(step.left_offset), in_rows, in_depth)
 
     def _product(
         self, product: Product, step: Step, batch: ir.Value, start: ir.Value, rows: ir.Value, first: ir.Value,
@@ -573,9 +579,10 @@ class ChainFunction:
 
     def _reduced_to(self, accumulator: Accumulator, value: ir.Value, row: ir.Value) -> None:
         """Write down the result of a reduction over a row."""
-        place, kind = self._result(accumulator.reduction, row)
-        result = accumulator.finish([value])
-        self.builder.store(self.builder.zext(result, kind) if result.type == BIT else result, place)
+        with located(self.builder, accumulator.reduction.origin):
+            place, kind = self._result(accumulator.reduction, row)
+            result = accumulator.finish([value])
+            self.builder.store(self.builder.zext(result, kind) if result.type == BIT else result, place)
 
     def _along_row(
         self, emitter: _ChainEmitter, each: RowPass, accumulators: Sequence[Accumulator], carried: list[ir.Value],
@@ -589,7 +596,8 @@ class ChainFunction:
             result = [v for a, value in zip(accumulators, values, strict=True) for v in a.step([value])]
             kept = [emitter.evaluate(keep.value) for keep in each.keeps]
             for keep, value in zip(each.keeps, kept, strict=True):
-                emitter.keep(keep, value)
+                with located(self.builder, keep.value.origin):
+                    emitter.keep(keep, value)
             return result
 
         if whole:

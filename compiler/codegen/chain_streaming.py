@@ -21,19 +21,17 @@ from llvmlite import ir
 
 from ..schedule.loop_ir import ChainKernel, RowPass, Term
 from .accumulators import Accumulator
-from .arithmetic import I64
 from .chain import ChainFunction
 from .chain_blocking import ChainPlan, Step, plan
-from .control_flow import POINTER, counted_loop, index, offset, smaller
+from .control_flow import counted_loop, index, offset, smaller
+from .locations import kernel_function, located
 from .vector_target import VectorTarget
 
 
 def emit(module: ir.Module, name: str, kernel: ChainKernel, target: VectorTarget) -> ChainPlan:
     """Add a chain's function to the module, whether its operands are streamed or not."""
     chosen = plan(kernel, target)
-    signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
-    function = ir.Function(module, signature, name)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    function, builder = kernel_function(module, name)
     if chosen.chunks:
         form = StreamedFunction if chosen.is_streamed else ChainFunction
         form(chosen, target, function, builder).emit()
@@ -73,7 +71,8 @@ class StreamedFunction(ChainFunction):
         self._store_rows(batch, start, rows)
         for each, steps in zip(kernel.sums, chosen.sums, strict=True):
             columns = (index(0), index(each.free.extent))
-            self._finish(each, steps[0], batch, kernel.rows, start, rows, *columns)
+            with located(self.builder, each.origin):
+                self._finish(each, steps[0], batch, kernel.rows, start, rows, *columns)
 
     def _columns(
         self, each_pass: RowPass, batch: ir.Value, start: ir.Value, rows: ir.Value, high: ir.Value
@@ -82,7 +81,8 @@ class StreamedFunction(ChainFunction):
         low = self.origin
         self._pack_products(batch, self.builder.sub(high, low))
         for product, step in zip(self.kernel.products, self.plan.products, strict=True):
-            self._product(product, step, batch, start, rows, low, high)
+            with located(self.builder, product.origin):
+                self._product(product, step, batch, start, rows, low, high)
         if not each_pass.reductions and not each_pass.keeps:
             return
         with counted_loop(self.builder, 0, rows, name="row") as row:
@@ -127,8 +127,9 @@ class StreamedFunction(ChainFunction):
         count = builder.sub(high, low)
         for each, steps in zip(self.kernel.sums, self.plan.sums, strict=True):
             self._pack_terms(each, steps, batch, self.kernel.columns, low, count)
-            for term, step in zip(each.terms, steps, strict=True):
-                self._add_term(term, step, batch, rows, count)
+            with located(builder, each.origin):
+                for term, step in zip(each.terms, steps, strict=True):
+                    self._add_term(term, step, batch, rows, count)
 
     def _add_term(self, term: Term, step: Step, batch: ir.Value, rows: ir.Value, count: ir.Value) -> None:
         builder, low = self.builder, self.origin

@@ -29,10 +29,12 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from ..schedule.loop_ir import Origin
 from .column_sums import ColumnSums, FinishColumns
 from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
 from .contraction_packing import pack_memory_a, pack_memory_b
 from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, on_first, smaller
+from .locations import located
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 
@@ -47,6 +49,7 @@ class Memory:
     """
 
     pointer: Callable[[ir.IRBuilder, ir.Value], ir.Value]
+    origin: Origin = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Packed:
     """
 
     pack: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value], None]
+    origin: Origin = None
 
 
 # finish(builder, batch, m, n, sums, valid): evaluate the epilogue of C[batch, m, n : n + valid] and store it. `sums` is
@@ -84,6 +88,7 @@ class _Template:
     b: Memory | Packed
     finish: Finish
     finish_columns: FinishColumns | None
+    sums_origin: Origin
     scalar: ir.Type
     scratch: ir.Value
     a_panel: ir.Value
@@ -106,6 +111,7 @@ def emit(
     b: Memory | Packed,
     finish: Finish,
     finish_columns: FinishColumns | None = None,
+    sums_origin: Origin = None,
 ) -> None:
     """Emit chunks [begin, end) of the contraction into `function`, void(ptr buffers, i64 begin, i64 end, ptr scratch).
 
@@ -136,6 +142,7 @@ def emit(
         b=b,
         finish=finish,
         finish_columns=finish_columns,
+        sums_origin=sums_origin,
         scalar=element_type(contraction.element),
         scratch=scratch,
         a_panel=offset(builder, scratch, byte, (blocking.a_offset, 1)),
@@ -272,7 +279,8 @@ def _emit_block(
                 _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
         if blocking.a_block and contraction.k:
             assert isinstance(template.a, Packed)
-            template.a.pack(builder, template.a_panel, batch, *m_range, k_start, k_count)
+            with located(builder, template.a.origin):
+                template.a.pack(builder, template.a_panel, batch, *m_range, k_start, k_count)
         with counted_loop(builder, 0, m_range[1], blocking.mr, name="m.tile") as i:
             row = builder.add(m_range[0], i, flags=("nsw",))
             rows = _tile_count(builder, i, m_range[1], blocking.mr, contraction.m)
@@ -302,7 +310,7 @@ def _emit_block(
                     with builder.if_then(builder.icmp_signed("==", k_block, index(template.k_blocks - 1))):
                         _finish_tile(template, batch, (row, rows), (column, columns), tile)
         if sums is not None:
-            with on_first(builder, m_range[0]):
+            with located(builder, template.sums_origin), on_first(builder, m_range[0]):
                 _add_column_sums(template, sums, b_panels, batch, (k_start, k_count), n_range)
     if sums is not None and template.finish_columns is not None:
         with on_first(builder, m_range[0]):
@@ -357,11 +365,12 @@ def _pack_b(
     k_range: tuple[ir.Value, ir.Value],
     n_range: tuple[ir.Value, ir.Value],
 ) -> None:
-    if isinstance(template.b, Packed):
-        template.b.pack(template.builder, destination, batch, *k_range, *n_range)
-        return
-    source = template.b.pointer(template.builder, batch)
-    pack_memory_b(template.builder, template.contraction, template.blocking, source, destination, k_range, n_range)
+    with located(template.builder, template.b.origin):
+        if isinstance(template.b, Packed):
+            template.b.pack(template.builder, destination, batch, *k_range, *n_range)
+            return
+        source = template.b.pointer(template.builder, batch)
+        pack_memory_b(template.builder, template.contraction, template.blocking, source, destination, k_range, n_range)
 
 
 def _a_panel(
@@ -371,7 +380,8 @@ def _a_panel(
     builder, contraction = template.builder, template.contraction
     if isinstance(template.a, Packed):
         if contraction.k:
-            template.a.pack(builder, template.a_panel, batch, row, rows, k_start, k_count)
+            with located(builder, template.a.origin):
+                template.a.pack(builder, template.a_panel, batch, row, rows, k_start, k_count)
         return template.a_panel
     strides = contraction.a.strides or (0, 0)
     source = offset(
@@ -379,7 +389,8 @@ def _a_panel(
     )
     if template.blocking.direct_a:
         return source
-    pack_memory_a(builder, contraction, template.blocking, source, template.a_panel, rows, k_count)
+    with located(builder, template.a.origin):
+        pack_memory_a(builder, contraction, template.blocking, source, template.a_panel, rows, k_count)
     return template.a_panel
 
 

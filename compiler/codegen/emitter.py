@@ -53,6 +53,7 @@ from .arithmetic import (
 )
 from .control_flow import POINTER
 from .lanes import VectorLoop, lane_offsets, lane_step, lane_values
+from .locations import located
 
 
 @dataclass(eq=False)
@@ -439,7 +440,11 @@ class Emitter:
             return self.accumulator
         if isinstance(value, Reduced):
             return self.reduced[value.reduction]
-        return self._remembered(value, value.variables, lambda: self._emit(value))
+        return self._remembered(value, value.variables, lambda: self._emit_on_its_line(value))
+
+    def _emit_on_its_line(self, value: Value) -> ir.Value:
+        with located(self.builder, value.origin):
+            return self._emit(value)
 
     def _emit(self, value: Value) -> ir.Value:
         if value in self.kept:
@@ -609,6 +614,10 @@ class Emitter:
 
     def store(self, store: Store) -> None:
         """Emit a store at the builder's position."""
+        with located(self.builder, store.origin):
+            self._store(store)
+
+    def _store(self, store: Store) -> None:
         value = self.evaluate(store.value)
         varies = self._varies(store.index.variables)
         if store.accumulate:

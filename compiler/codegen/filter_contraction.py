@@ -28,6 +28,7 @@ from .contraction_packing import pack_memory_b
 from .control_flow import block_range, counted_loop, divide, index, offset, smaller
 from .filter_blocking import FilterPlan
 from .finishing import Finish, Finishing, Range
+from .locations import located
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 from .window_blocking import WindowContraction
@@ -251,13 +252,14 @@ def _store_points(
 def _pack_b(template: _Template, raw: ir.Value, batch: ir.Value, k_range: Range, n_range: Range) -> None:
     """One panel of B as it is: raw[k][nr]."""
     builder, contraction = template.builder, template.contraction
-    if isinstance(template.b, Packed):
-        template.b.pack(builder, raw, batch, *k_range, *n_range)
-        return
-    sizes = (contraction.batch, contraction.m, contraction.n, contraction.k)
-    plain = Contraction(*sizes, contraction.element, Operand(), Operand(template.b_strides))
-    source = template.b.pointer(builder, batch)
-    pack_memory_b(builder, plain, template.plan.blocking, source, raw, k_range, n_range)
+    with located(builder, template.b.origin):
+        if isinstance(template.b, Packed):
+            template.b.pack(builder, raw, batch, *k_range, *n_range)
+            return
+        sizes = (contraction.batch, contraction.m, contraction.n, contraction.k)
+        plain = Contraction(*sizes, contraction.element, Operand(), Operand(template.b_strides))
+        source = template.b.pointer(builder, batch)
+        pack_memory_b(builder, plain, template.plan.blocking, source, raw, k_range, n_range)
 
 
 def _clear_box(template: _Template) -> None:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ..schedule.collapse import all_values
+from ..schedule.collapse import all_values, summed_origin
 from ..schedule.index import Variable
 from ..schedule.loop_ir import Buffer, ContractionKernel, Load, Store, Value
 from . import contraction as template
 from .arithmetic import I32, I64, Arithmetic, constant, memory_type, register_type
 from .contraction import Blocking, Contraction, Memory, Operand, Packed
-from .control_flow import POINTER, offset
+from .control_flow import offset
 from .emitter import Emitter, Lanes
 from .lanes import VectorLoop, lane_step
+from .locations import kernel_function, located
 from .loops import load_pointers
 from .panels import Axis, PanelWriter
 from .vector_target import VectorTarget
@@ -79,10 +80,11 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
     right = right_operand(kernel, target)
     operands = Callbacks(kernel, right, blocking, target, builder, pointers)
     finish_columns = operands.finish_columns if kernel.column_stores else None
-    template.emit(
-        function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish,
-        finish_columns,
-    )  # fmt: skip
+    with located(builder, kernel.origin):
+        template.emit(
+            function, builder, contraction, blocking, target, operands.left(), operands.right(), operands.finish,
+            finish_columns, summed_origin(kernel.column_stores),
+        )  # fmt: skip
     builder.ret_void()
     return blocking
 
@@ -96,8 +98,7 @@ def start_kernel(
     module: ir.Module, name: str, kernel: ContractionKernel
 ) -> tuple[ir.Function, ir.IRBuilder, dict[Buffer, ir.Value]]:
     """The kernel's function, a builder in its entry block, and the pointers to its buffers."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER]), name)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    function, builder = kernel_function(module, name)
     return function, builder, load_pointers(builder, function.args[0], kernel.buffers)
 
 
@@ -136,12 +137,12 @@ class Callbacks:
     def left(self) -> Memory | Packed:
         """Where the template gets A(b, m, k) from."""
         plain = _plain(self.kernel, self.kernel.left, (self.kernel.rows, self.kernel.depth))
-        return self._memory(plain) if plain is not None else Packed(self._pack_left)
+        return self._memory(plain) if plain is not None else Packed(self._pack_left, self.kernel.left.origin)
 
     def right(self) -> Memory | Packed:
         """Where the template gets B(b, k, n) from."""
         plain = _plain(self.kernel, self.kernel.right, (self.kernel.depth, self.kernel.columns))
-        return self._memory(plain) if plain is not None else Packed(self._pack_right)
+        return self._memory(plain) if plain is not None else Packed(self._pack_right, self.kernel.right.origin)
 
     def _memory(self, plain: _Plain) -> Memory:
         buffer, start = plain.load.buffer, plain.load.index.constant
@@ -150,7 +151,7 @@ class Callbacks:
             element = memory_type(buffer.dtype)
             return offset(builder, self.pointers[buffer], element, (batch, plain.steps[0]), (start, 1))
 
-        return Memory(pointer)
+        return Memory(pointer, plain.load.origin)
 
     def finish(
         self, builder: ir.IRBuilder, batch: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int

@@ -10,6 +10,7 @@ from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
 from ..schedule.loop_ir import ChainKernel, ContractionKernel, Kernel, LoopKernel
 from . import chain_blocking, chain_streaming, fused_contraction, loops, window_kernel
+from .locations import ask_for_locations
 from .vector_target import VectorTarget
 
 # Multiply-adds a core does in a nanosecond for each lane: two in a cycle, at 3 GHz.
@@ -42,9 +43,15 @@ def saved_multiply_adds(kernel: Kernel, target: VectorTarget) -> int:
     return size - window_kernel.multiply_adds(kernel, window_kernel.plan(kernel, target)[1])
 
 
-def emit_kernel(kernel: Kernel, name: str, target: VectorTarget) -> str:
-    """LLVM IR text of a module that defines `void name(ptr buffers, i64 begin, i64 end, ptr scratch)`."""
+def emit_kernel(kernel: Kernel, name: str, target: VectorTarget, *, locations: bool = False) -> str:
+    """LLVM IR text of a module that defines `void name(ptr buffers, i64 begin, i64 end, ptr scratch)`.
+
+    locations: whether instructions say which line of the kernel's text they are for; it must then be what
+        `parse_kernel` made of that.
+    """
     module = ir.Module(name=name)
+    if locations:
+        ask_for_locations(module)
     if isinstance(kernel, LoopKernel):
         loops.emit(module, name, kernel, target)
     elif isinstance(kernel, ChainKernel):
@@ -69,6 +76,9 @@ def _take_apart(module: ir.Module) -> None:
             block.terminator = None
         function.blocks.clear()
     module.globals.clear()
+    module.namedmetadata.clear()
+    module.metadata.clear()
+    module._metadatacache.clear()
 
 
 def with_attributes(text: str, target: VectorTarget) -> str:

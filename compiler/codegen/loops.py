@@ -28,6 +28,7 @@ from .control_flow import POINTER
 from .emitter import Emitter, Lanes, condition_key
 from .kept_rows import FUNCTION, FUNCTIONS, SIMPLE, KeptRow, row_values
 from .lanes import VectorLoop, lane_offsets
+from .locations import kernel_function, located
 from .vector_target import VectorTarget
 
 # Loops are written out up to so many operations in all, of which a mathematical function counts as several.
@@ -202,9 +203,7 @@ def emit(module: ir.Module, name: str, kernel: LoopKernel, target: VectorTarget)
     """Add the kernel's function to the module. The kernel must not be empty: no extent is zero."""
     kernel = collapse(kernel)
     chosen = plan(kernel, target)
-    signature = ir.FunctionType(ir.VoidType(), [POINTER, I64, I64, POINTER])
-    function = ir.Function(module, signature, name)
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    function, builder = kernel_function(module, name)
     pointers = load_pointers(builder, function.args[0], kernel.buffers)
     emitter = Emitter(builder, Arithmetic(builder, target.has_fma, target.has_f16c), pointers)
     _Function(kernel, chosen, emitter, function.args[3]).emit(function)
@@ -389,7 +388,8 @@ class _Function:
         """Every lane is written, those beyond the end of the row too: nobody reads them."""
         pointer, _ = self._place(row)
         value = self.emitter.spread(self.emitter.evaluate(row.value))
-        self.builder.store(value, pointer, align=row.value.dtype.compute.itemsize)
+        with located(self.builder, row.value.origin):
+            self.builder.store(value, pointer, align=row.value.dtype.compute.itemsize)
 
     def _kept(self, row: KeptRow) -> ir.Value:
         pointer, kind = self._place(row)

@@ -25,12 +25,14 @@ from functools import partial
 
 from llvmlite import ir
 
+from ..schedule.loop_ir import Origin
 from .column_sums import ColumnSums, FinishColumns
 from .contraction import Memory, Packed, note_packed_b
 from .contraction_blocking import Contraction, Operand
 from .contraction_packing import pack_memory_b
 from .control_flow import block_range, counted_loop, divide, index, offset, on_first, smaller
 from .finishing import Finish, Finishing
+from .locations import located
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 from .window_blocking import WindowContraction, WindowPlan
@@ -56,6 +58,7 @@ class _Template:
     b_strides: tuple[int, int]
     finish: Finish
     finish_columns: FinishColumns | None
+    sums_origin: Origin
     scratch: ir.Value
     depth_table: ir.Value
     tile_table: ir.Value
@@ -91,6 +94,7 @@ def emit(
     b_strides: tuple[int, int],
     finish: Finish,
     finish_columns: FinishColumns | None = None,
+    sums_origin: Origin = None,
 ) -> None:
     """Emit chunks [begin, end) into `function`, void(ptr buffers, i64 begin, i64 end, ptr scratch).
 
@@ -109,6 +113,7 @@ def emit(
         b_strides=b_strides,
         finish=finish,
         finish_columns=finish_columns,
+        sums_origin=sums_origin,
         scratch=scratch,
         depth_table=_table(function, "depth", plan.depth_offsets),
         tile_table=_table(function, "tiles", plan.tile_offsets),
@@ -189,7 +194,7 @@ def _emit_chunk(template: _Template, chunk: ir.Value) -> None:
         first = template.image(builder, template.at(blocking.a_offset), batch, m_range[0], k_range[0])
         _emit_tiles(template, first, b_panels, m_range[1], n_range[1], k_range[1])
         if template.finish_columns is not None:
-            with on_first(builder, m_range[0]):
+            with located(builder, template.sums_origin), on_first(builder, m_range[0]):
                 sums.add(partial(_panel, template, b_panels, k_range[1]), k_range[1], n_range[1])
     if template.finish_columns is not None:
         with on_first(builder, m_range[0]):
@@ -226,11 +231,12 @@ def _pack_b(
     n_range: tuple[ir.Value, ir.Value],
 ) -> None:
     builder = template.builder
-    if isinstance(template.b, Packed):
-        template.b.pack(builder, destination, batch, *k_range, *n_range)
-        return
-    source = template.b.pointer(builder, batch)
-    pack_memory_b(builder, template.plain, template.plan.blocking, source, destination, k_range, n_range)
+    with located(builder, template.b.origin):
+        if isinstance(template.b, Packed):
+            template.b.pack(builder, destination, batch, *k_range, *n_range)
+            return
+        source = template.b.pointer(builder, batch)
+        pack_memory_b(builder, template.plain, template.plan.blocking, source, destination, k_range, n_range)
 
 
 def _panel(template: _Template, b_panels: ir.Value, k_count: ir.Value, j: ir.Value) -> ir.Value:

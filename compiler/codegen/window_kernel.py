@@ -16,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 
 from ..schedule import index as indexing
-from ..schedule.collapse import all_values
+from ..schedule.collapse import all_values, summed_origin
 from ..schedule.index import Variable
 from ..schedule.loop_ir import ContractionKernel, Image, Load, Substitution, Value
 from . import filter_contraction, window_contraction
@@ -26,6 +26,7 @@ from .control_flow import offset, smaller
 from .filter_blocking import FilterPlan, plan_filter
 from .fused_contraction import Callbacks, right_operand, start_kernel
 from .lanes import VectorLoop, lane_step
+from .locations import located
 from .panels import Axis, PanelWriter
 from .vector_target import VectorTarget
 from .window_blocking import WindowContraction, WindowPlan, plan_windows, values_along
@@ -125,9 +126,9 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
     callbacks = Callbacks(kernel, right_operand(kernel, target), blocks.blocking, target, builder, pointers)
     right = callbacks.right()
     if isinstance(right, Packed):
-        right = Packed(partial(_pack_right, callbacks, k_block, whole_blocks))
+        right = Packed(partial(_pack_right, callbacks, k_block, whole_blocks), kernel.right.origin)
         if isinstance(blocks, FilterPlan) and blocks.by_places and contraction.gathered and taps is not None:
-            right = Packed(partial(_pack_taps, callbacks, taps))
+            right = Packed(partial(_pack_taps, callbacks, taps), kernel.right.origin)
 
     def finish(
         builder: ir.IRBuilder, batch: ir.Value, of: ir.Value, m: ir.Value, n: ir.Value, sums: ir.Value, valid: int
@@ -137,13 +138,17 @@ def emit(module: ir.Module, name: str, kernel: ContractionKernel, target: Vector
         callbacks.store(bindings, along, builder, sums, valid)
 
     shared = function, builder, contraction
-    if isinstance(blocks, FilterPlan):
-        box = partial(_box_of_channels, callbacks, blocks, contraction.depth)
-        filter_contraction.emit(*shared, blocks, target, box, right, strides or (0, 0), finish)
-    else:
-        image = partial(_block_of_image, callbacks, blocks, contraction.depth)
-        finish_columns = callbacks.finish_columns if kernel.column_stores else None
-        window_contraction.emit(*shared, blocks, target, image, right, strides or (0, 0), finish, finish_columns)
+    with located(builder, kernel.origin):
+        if isinstance(blocks, FilterPlan):
+            box = partial(_box_of_channels, callbacks, blocks, contraction.depth)
+            filter_contraction.emit(*shared, blocks, target, box, right, strides or (0, 0), finish)
+        else:
+            image = partial(_block_of_image, callbacks, blocks, contraction.depth)
+            finish_columns = callbacks.finish_columns if kernel.column_stores else None
+            window_contraction.emit(
+                *shared, blocks, target, image, right, strides or (0, 0), finish, finish_columns,
+                summed_origin(kernel.column_stores),
+            )  # fmt: skip
     builder.ret_void()
 
 
@@ -190,7 +195,8 @@ def _block_of_image(
         return offset(builder, pointer, memory_type(load.buffer.dtype), (emitter.index(place), 1))
     starts = [emitter.index(place + at) for place, at in zip(image.places, blocks.origin, strict=True)]
     axes = _axes(builder, image, blocks.box, starts, blocks.strides)
-    PanelWriter(emitter, kernel.element, kernel.left, callbacks.lanes).box(box, axes)
+    with located(builder, kernel.left.origin):
+        PanelWriter(emitter, kernel.element, kernel.left, callbacks.lanes).box(box, axes)
     return offset(builder, box, memory_type(kernel.element), (blocks.first, 1))
 
 
@@ -211,11 +217,12 @@ def _box_of_channels(
     writer = PanelWriter(emitter, kernel.element, kernel.left, callbacks.lanes)
     loop = VectorLoop(across.variable, callbacks.lanes)
     loads = [value for value in all_values([kernel.left]) if isinstance(value, Load)]
-    if callbacks.lanes == 1 or any(lane_step(load.index, loop) == 1 for load in loads):
-        writer.box(box, [*others, across])
-    else:
-        # Lines of an image begin where it does.
-        writer.turned(box, [*others[:-1], replace(others[-1], aligned=True)], across)
+    with located(builder, kernel.left.origin):
+        if callbacks.lanes == 1 or any(lane_step(load.index, loop) == 1 for load in loads):
+            writer.box(box, [*others, across])
+        else:
+            # Lines of an image begin where it does.
+            writer.turned(box, [*others[:-1], replace(others[-1], aligned=True)], across)
 
 
 def _axes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir import ops
 from ..ir.graph import Node
@@ -186,7 +186,8 @@ class _Chain:
         lefts = iter(arranged.lefts)
         finished = tuple(
             ChainSum(
-                s.over_rows, s.free, tuple(Term(next(lefts), term.right) for term in s.terms), tuple(sum_stores[s.node])
+                s.over_rows, s.free, tuple(Term(next(lefts), term.right) for term in s.terms),
+                tuple(sum_stores[s.node]), origin=s.node,
             )
             for s in sums
         )
@@ -199,7 +200,7 @@ class _Chain:
         kernel = ChainKernel(
             tuple(self.expander.buffers.values()), self.batch, self.rows, self.columns, self.element, live,
             tuple(v.product for v in values if isinstance(v, ProductAt)), arranged.passes,
-            tuple(Store(s.buffer, s.index, with_reductions(s.value, arranged.reductions)) for s in row_stores),
+            tuple(replace(s, value=with_reductions(s.value, arranged.reductions)) for s in row_stores),
             finished,
         )  # fmt: skip
         return Lowered(kernel, self.expander.counts())
@@ -267,7 +268,7 @@ class _Chain:
             value = self.expander.expand(side.node, side.indices(in_batch, in_depth, place))
             self._require_outside(value, (self.batch, across, depth))
             values.append(value)
-        return ProductAt(self.element, Product(depth, *values), self.at)
+        return ProductAt(self.element, Product(depth, *values, origin=node), self.at, origin=node)
 
     def _require_outside(self, value: Value, variables: tuple[Variable, ...]) -> None:
         """Illegal unless an operand of a contraction comes from outside of the chain."""
@@ -287,9 +288,9 @@ class _Chain:
         if any(self.columns in i.variables for i in rest):
             raise Illegal("a reduction over a part of the columns")
         value = self.expander.expand(operand, place)
-        reduction = Reduction(node.op.name, node.dtype.compute, value)
+        reduction = Reduction(node.op.name, node.dtype.compute, value, origin=node)
         self.expander.places[node] = rest
-        self.expander.values[node] = Reduced(node.dtype.compute, reduction, (self.batch, self.rows))
+        self.expander.values[node] = Reduced(node.dtype.compute, reduction, (self.batch, self.rows), origin=node)
         return reduction
 
     def _sum(self, node: Node, number: int) -> _Sum:
@@ -319,7 +320,7 @@ class _Chain:
             terms.append(_Term(piece[side].node, value, other))
         own = (*in_batch, *in_free, *in_right) if side == 0 else (*in_batch, *in_right, *in_free)
         self.expander.places[node] = own
-        self.expander.values[node] = Accumulator(self.element, (self.batch, across, free))
+        self.expander.values[node] = Accumulator(self.element, (self.batch, across, free), origin=node)
         return _Sum(node, over_rows, free, tuple(terms))
 
     def _computed_side(self, pieces: Sequence[tuple[Side, Side]]) -> tuple[int, int]:
@@ -349,7 +350,7 @@ class _Chain:
             used = {s.node for s in sums if self.expander.values[s.node] in parts}
             if len(used) > 1 or (used and any(isinstance(v, Reduced) for v in parts)):
                 raise Illegal("an output of several parts of a chain")
-            store = Store(self.expander.buffer(output), indexing.flatten(place, output.shape), value)
+            store = Store(self.expander.buffer(output), indexing.flatten(place, output.shape), value, origin=output)
             if used:
                 (node,) = used
                 accumulator = self.expander.values[node]

@@ -17,7 +17,6 @@ from .loop_ir import (
     Accumulator,
     Apply,
     ChainKernel,
-    ChainSum,
     Guarded,
     Keep,
     Kept,
@@ -26,7 +25,6 @@ from .loop_ir import (
     Reduced,
     Reduction,
     RowPass,
-    Store,
     Term,
     Value,
 )
@@ -119,7 +117,7 @@ class _Passes:
         for number in range(last + 1):
             own = []
             for old in by_level.get(number, []):
-                new = Reduction(old.combine, old.dtype, self._rebuild(old.value, number))
+                new = replace(old, value=self._rebuild(old.value, number))
                 own.append((old, new))
             kept = [v for v in self.kept if self._kept_in(v) == number]
             new_keeps = {v: Keep(self._rebuild(v, number)) for v in kept}
@@ -129,7 +127,8 @@ class _Passes:
             if own or kept:
                 passes.append(RowPass(tuple(new for _, new in own), tuple(new_keeps.values())))
         finished = tuple(
-            left if isinstance(left, ProductAt) else Kept(left.dtype, keeps[left], self.at) for left in lefts
+            left if isinstance(left, ProductAt) else Kept(left.dtype, keeps[left], self.at, origin=left.origin)
+            for left in lefts
         )
         return Arranged(tuple(passes), finished, self.new_reductions)
 
@@ -161,19 +160,19 @@ class _Passes:
 
     def _new(self, value: Value, number: int) -> Value:
         if value in self.kept and self._kept_in(value) < number:
-            return Kept(value.dtype, self.kept[value], self.at)
+            return Kept(value.dtype, self.kept[value], self.at, origin=value.origin)
         if isinstance(value, Reduced):
-            return Reduced(value.dtype, self.new_reductions[value.reduction], value.outer)
+            return replace(value, reduction=self.new_reductions[value.reduction])
         if isinstance(value, Apply):
             arguments = tuple(self._rebuild(a, number) for a in value.arguments)
             if arguments == value.arguments:
                 return value
-            return Apply(value.dtype, value.name, arguments, value.argument_dtype)
+            return replace(value, arguments=arguments)
         if isinstance(value, Guarded):
             inside, outside = self._rebuild(value.inside, number), self._rebuild(value.outside, number)
             if inside is value.inside and outside is value.outside:
                 return value
-            return Guarded(value.dtype, value.conditions, inside, outside)
+            return replace(value, inside=inside, outside=outside)
         return value
 
 
@@ -190,7 +189,7 @@ def without_keeps(kernel: ChainKernel) -> ChainKernel:
     inlined = _Inlined({})
     passes = []
     for each in kernel.passes:
-        new = [Reduction(old.combine, old.dtype, inlined.value(old.value)) for old in each.reductions]
+        new = [replace(old, value=inlined.value(old.value)) for old in each.reductions]
         inlined.reductions.update(zip(each.reductions, new, strict=True))
         passes.append(RowPass(tuple(new), ()))
     kept: dict[Keep, Keep] = {}
@@ -201,12 +200,12 @@ def without_keeps(kernel: ChainKernel) -> ChainKernel:
             left = term.left
             if isinstance(left, Kept):
                 keep = kept.setdefault(left.keep, Keep(inlined.value(left.keep.value)))
-                left = Kept(left.dtype, keep, left.at)
+                left = replace(left, keep=keep)
             terms.append(Term(left, term.right))
-        sums.append(ChainSum(one.over_rows, one.free, tuple(terms), one.stores))
+        sums.append(replace(one, terms=tuple(terms)))
     if passes:
         passes[-1] = RowPass(passes[-1].reductions, tuple(kept.values()))
-    stores = tuple(Store(s.buffer, s.index, inlined.value(s.value), s.accumulate, s.guard) for s in kernel.stores)
+    stores = tuple(replace(store, value=inlined.value(store.value)) for store in kernel.stores)
     needed = tuple(each for each in passes if each.reductions or each.keeps)
     return replace(kernel, passes=needed, stores=stores, sums=tuple(sums))
 
@@ -227,10 +226,10 @@ class _Inlined:
         if isinstance(value, Kept):
             return self.value(value.keep.value)
         if isinstance(value, Reduced):
-            return Reduced(value.dtype, self.reductions[value.reduction], value.outer)
+            return replace(value, reduction=self.reductions[value.reduction])
         if isinstance(value, Apply):
             arguments = tuple(self.value(argument) for argument in value.arguments)
-            return Apply(value.dtype, value.name, arguments, value.argument_dtype)
+            return replace(value, arguments=arguments)
         if isinstance(value, Guarded):
-            return Guarded(value.dtype, value.conditions, self.value(value.inside), self.value(value.outside))
+            return replace(value, inside=self.value(value.inside), outside=self.value(value.outside))
         return value

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from . import index as indexing
 from .index import FromData, Index, Variable
-from .loop_ir import ChainKernel, Kernel, LoopKernel, Pass, Substitution, Value
+from .loop_ir import Accumulator, ChainKernel, Kernel, LoopKernel, Origin, Pass, Store, Substitution, Value
 
 
 def all_values(roots: Iterable[Value], stop: Callable[[Value], bool] = lambda value: False) -> list[Value]:
@@ -27,6 +27,12 @@ def all_values(roots: Iterable[Value], stop: Callable[[Value], bool] = lambda va
             if not stop(value):
                 stack.extend((operand, False) for operand in value.operands)
     return order
+
+
+def summed_origin(stores: Iterable[Store]) -> Origin:
+    """The origin of the sums that stores are made from."""
+    sums = (value for value in all_values(store.value for store in stores) if isinstance(value, Accumulator))
+    return next((value.origin for value in sums), None)
 
 
 def pass_roots(each: Pass) -> list[Value]:

@@ -133,12 +133,13 @@ def _on_indices(node: Node, arguments: tuple[Value, ...]) -> Value | None:
     if len(known) != len(arguments):
         return None
     if node.op in _COMPARISONS:
-        return Apply(node.dtype, node.op.name, tuple(IndexValue(dtypes.int32, index) for index in known), dtypes.int32)
+        numbers = tuple(IndexValue(dtypes.int32, index, origin=node) for index in known)
+        return Apply(node.dtype, node.op.name, numbers, dtypes.int32, origin=node)
     if node.op in (ops.add, ops.sub):
         moved = known[0] + known[1] if node.op is ops.add else known[0] - known[1]
         low, high = dtypes.value_bounds(node.dtype)
         if low <= moved.bounds[0] and moved.bounds[1] <= high:
-            return IndexValue(node.dtype, moved)
+            return IndexValue(node.dtype, moved, origin=node)
     return None
 
 
@@ -210,10 +211,11 @@ class Expander:
 
     def _expand(self, node: Node, indices: Indices, guard: Guard) -> Value:
         if node not in self.members and self.has_memory(node):
-            return Load(node.dtype.compute, self.buffer(node), indexing.flatten(indices, node.shape), guard)
+            place = indexing.flatten(indices, node.shape)
+            return Load(node.dtype.compute, self.buffer(node), place, guard, origin=node)
         if node is self.anchor:
             self.anchor_demands.append(indices)
-            return Accumulator(node.dtype.compute, self.anchor_variables)
+            return Accumulator(node.dtype.compute, self.anchor_variables, origin=node)
         kind = node.op.kind
         if kind == "movement":
             return self._movement(node, indices, guard)
@@ -222,7 +224,7 @@ class Expander:
             of_indices = _on_indices(node, arguments)
             if of_indices is not None:
                 return of_indices
-            return Apply(node.dtype, node.op.name, arguments, node.inputs[-1].dtype)
+            return Apply(node.dtype, node.op.name, arguments, node.inputs[-1].dtype, origin=node)
         if kind == "reduce":
             return self._reduce(node, indices)
         return self._leaf(node, indices, guard)
@@ -230,15 +232,15 @@ class Expander:
     def _leaf(self, node: Node, indices: Indices, guard: Guard) -> Value:
         op = node.op
         if op is ops.constant:
-            return Literal(node.dtype.compute, node.attributes["value"])
+            return Literal(node.dtype.compute, node.attributes["value"], origin=node)
         if op is ops.iota:
-            return IndexValue(node.dtype.compute, indices[node.attributes["axis"]])
+            return IndexValue(node.dtype.compute, indices[node.attributes["axis"]], origin=node)
         if op is ops.random_bits:
             key, counter = node.inputs
             words = [self.expand(key, (indexing.constant(i),), ()) for i in (0, 1)]
-            position = IndexValue(dtypes.int64, indexing.flatten(indices, node.shape))
+            position = IndexValue(dtypes.int64, indexing.flatten(indices, node.shape), origin=node)
             arguments = (*words, self.expand(counter, (), ()), position)
-            return Apply(dtypes.uint32, "random_bits", arguments, dtypes.uint32)
+            return Apply(dtypes.uint32, "random_bits", arguments, dtypes.uint32, origin=node)
         if op is ops.gather:
             operand, places = node.inputs
             value = self.expand(places, indices[: places.rank], guard)
@@ -261,9 +263,11 @@ class Expander:
                 for a, n in enumerate(operand.shape)
             )
             value = self.expand(operand, inside)
-            position = IndexValue(dtypes.int64, inside[axes[0]]) if node.op.name.startswith("arg") else None
-            self.reductions[node] = Reduction(node.op.name, node.dtype.compute, value, position)
-        return Reduced(node.dtype.compute, self.reductions[node], self.outer)
+            position = None
+            if node.op.name.startswith("arg"):
+                position = IndexValue(dtypes.int64, inside[axes[0]], origin=node)
+            self.reductions[node] = Reduction(node.op.name, node.dtype.compute, value, position, origin=node)
+        return Reduced(node.dtype.compute, self.reductions[node], self.outer, origin=node)
 
     def _movement(self, node: Node, indices: Indices, guard: Guard) -> Value:
         if node.op is ops.pad:
@@ -286,9 +290,8 @@ class Expander:
             else:
                 conditions.append(Condition(shifted, 0, extent))
             moved.append(shifted)
-        return self._guarded(
-            child, tuple(moved), conditions, guard, Literal(node.dtype.compute, node.attributes["value"])
-        )
+        outside = Literal(node.dtype.compute, node.attributes["value"], origin=node)
+        return self._guarded(node, child, tuple(moved), conditions, guard, outside)
 
     def _concat(self, node: Node, indices: Indices, guard: Guard) -> Value:
         axis = node.attributes["axis"]
@@ -305,20 +308,21 @@ class Expander:
             place = indices[axis] + -offset
             moved = tuple(place if a == axis else i for a, i in enumerate(indices))
             moved = tuple(ZERO if n == 1 else i for i, n in zip(moved, child.shape, strict=True))
-            result = self._guarded(child, moved, [Condition(place, 0, extent)], guard, result)
+            result = self._guarded(node, child, moved, [Condition(place, 0, extent)], guard, result)
         assert result is not None
         return result
 
     def _guarded(
-        self, child: Node, moved: Indices, conditions: list[Condition], guard: Guard, outside: Value | None
+        self, node: Node, child: Node, moved: Indices, conditions: list[Condition], guard: Guard, outside: Value | None
     ) -> Value:
+        """The child's value where the conditions hold and another outside, as the node asks for."""
         needed = narrow(conditions)
         if needed is None:
             # Nothing of the child is reached here; `outside` is None only for the last part of a concatenation,
             # which is then not reached either.
-            return outside if outside is not None else Literal(child.dtype.compute, 0)
+            return outside if outside is not None else Literal(child.dtype.compute, 0, origin=node)
         inside_guard = guard + tuple(c for c in needed if c not in guard)
         inside = self.expand(child, moved, inside_guard)
         if not needed or outside is None:
             return inside
-        return Guarded(child.dtype.compute, needed, inside, outside)
+        return Guarded(child.dtype.compute, needed, inside, outside, origin=node)

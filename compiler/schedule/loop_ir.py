@@ -32,12 +32,15 @@ where what is between the contractions exists for one block of rows at a time.
 
 Every value is an expression tree with sharing; which loop an expression is computed in follows from the variables it
 depends on, so code motion is not a pass.
+
+What computes something knows its origin, for whoever looks at the code made of it. It is no part of a kernel's text,
+and code does not depend on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +48,9 @@ from ..ir.dtypes import DType
 from ..ir.graph import Node
 from . import index as indexing
 from .index import FromData, Index, Variable
+
+# The node that something computes or, where it was read from text, its line there, counted from 1.
+Origin = Node | int | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Value:
     """A scalar expression of type `dtype` (narrow floats mean their compute type after a load)."""
 
     dtype: DType
+    origin: Origin = field(default=None, kw_only=True, repr=False)
 
     @cached_property
     def operands(self) -> tuple[Value, ...]:
@@ -235,6 +242,7 @@ class Reduction:
     value: Value
     # For argmax and argmin: the position reduced over, as a number.
     position: Value | None = None
+    origin: Origin = field(default=None, kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +254,7 @@ class Store:
     value: Value
     accumulate: bool = False
     guard: tuple[Condition, ...] = ()
+    origin: Origin = field(default=None, kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,6 +306,7 @@ class ContractionKernel:
     stores: tuple[Store, ...]
     image: Image | None = None
     column_stores: tuple[Store, ...] = ()
+    origin: Origin = field(default=None, kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +316,7 @@ class Product:
     depth: Variable
     left: Value
     right: Value
+    origin: Origin = field(default=None, kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,6 +354,7 @@ class ChainSum:
     free: Variable
     terms: tuple[Term, ...]
     stores: tuple[Store, ...]
+    origin: Origin = field(default=None, kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -395,21 +407,19 @@ class Substitution:
 
     def _replace(self, value: Value) -> Value:
         if isinstance(value, IndexValue):
-            return IndexValue(value.dtype, self.index(value.index))
+            return replace(value, index=self.index(value.index))
         if isinstance(value, Load):
-            return Load(value.dtype, value.buffer, self.index(value.index), self.guard(value.guard))
+            return replace(value, index=self.index(value.index), guard=self.guard(value.guard))
         if isinstance(value, Guarded):
-            return Guarded(
-                value.dtype, self.guard(value.conditions), self.value(value.inside), self.value(value.outside)
-            )
+            inside, outside = self.value(value.inside), self.value(value.outside)
+            return replace(value, conditions=self.guard(value.conditions), inside=inside, outside=outside)
         if isinstance(value, Apply):
-            return Apply(value.dtype, value.name, tuple(map(self.value, value.arguments)), value.argument_dtype)
+            return replace(value, arguments=tuple(map(self.value, value.arguments)))
         if isinstance(value, Reduced):
-            return Reduced(
-                value.dtype, self.reductions.get(value.reduction, value.reduction), self._variables(value.outer)
-            )
+            reduction = self.reductions.get(value.reduction, value.reduction)
+            return replace(value, reduction=reduction, outer=self._variables(value.outer))
         if isinstance(value, Accumulator):
-            return Accumulator(value.dtype, self._variables(value.at))
+            return replace(value, at=self._variables(value.at))
         return value
 
     def _variables(self, old: tuple[Variable, ...]) -> tuple[Variable, ...]:
@@ -423,11 +433,10 @@ class Substitution:
 
     def reduction(self, reduction: Reduction) -> Reduction:
         position = None if reduction.position is None else self.value(reduction.position)
-        new = Reduction(reduction.combine, reduction.dtype, self.value(reduction.value), position)
+        new = replace(reduction, value=self.value(reduction.value), position=position)
         self.reductions[reduction] = new
         return new
 
     def store(self, store: Store) -> Store:
-        return Store(
-            store.buffer, self.index(store.index), self.value(store.value), store.accumulate, self.guard(store.guard)
-        )
+        index, value = self.index(store.index), self.value(store.value)
+        return replace(store, index=index, value=value, guard=self.guard(store.guard))

@@ -200,9 +200,9 @@ class _Contract:
             image = Image(axes, tuple(place for place, n in zip(places, shown.shape, strict=True) if n != 1))
         value_right = expander.expand(right.node, right.indices(in_batch, in_depth, in_columns), on_columns + on_depth)
         if on_depth:
-            zero = Literal(node.dtype.compute, 0)
-            value_left = Guarded(node.dtype.compute, on_depth, value_left, zero)
-            value_right = Guarded(node.dtype.compute, on_depth, value_right, zero)
+            zero = Literal(node.dtype.compute, 0, origin=node)
+            value_left = Guarded(node.dtype.compute, on_depth, value_left, zero, origin=node)
+            value_right = Guarded(node.dtype.compute, on_depth, value_right, zero, origin=node)
         if expander.anchor_demands or expander.demands.keys() - {node}:
             raise Illegal("an operand of the contraction is made by the same kernel")
         padding = (padded_columns[-1], column_extents[-1]) if column_extents else (1, 1)
@@ -224,7 +224,7 @@ class _Contract:
             column_stores += self._finish(beside, outputs, place, (batch, columns), on_columns, padding)
         kernel = ContractionKernel(
             tuple(expander.buffers.values()), batch, rows, columns, depth, value_left, value_right,
-            node.dtype.compute, tuple(stores), image, tuple(column_stores),
+            node.dtype.compute, tuple(stores), image, tuple(column_stores), origin=node,
         )  # fmt: skip
         return Lowered(kernel, expander.counts())
 
@@ -250,7 +250,8 @@ class _Contract:
             place = own if output is anchor else epilogue_place(output, anchor, own, inside, self.has_memory)
             require_bijection(place, output, available, padding)
             value = expander.expand(output, place, guard)
-            stores.append(Store(expander.buffer(output), indexing.flatten(place, output.shape), value, guard=guard))
+            index = indexing.flatten(place, output.shape)
+            stores.append(Store(expander.buffer(output), index, value, guard=guard, origin=output))
         if any(demand != own for demand in expander.anchor_demands):
             raise Illegal(f"the result of {anchor.op.name} is needed at another place")
         return stores

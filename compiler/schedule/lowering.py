@@ -128,7 +128,7 @@ class _Loops:
     def _store(self, node: Node) -> Store:
         place = self.places[node]
         value = self.expander.expand(node, place)
-        return Store(self.expander.buffer(node), indexing.flatten(place, node.shape), value)
+        return Store(self.expander.buffer(node), indexing.flatten(place, node.shape), value, origin=node)
 
 
 def _arrange(
@@ -206,7 +206,7 @@ def _lower_concat(node: Node, has_memory: Callable[[Node], bool]) -> Lowered:
         place = tuple(indexing.of(along) if a == axis else i for a, i in enumerate(around))
         value = expander.expand(part, place)
         moved = tuple(i + start if a == axis else i for a, i in enumerate(place))
-        store = Store(buffer, indexing.flatten(moved, node.shape), value)
+        store = Store(buffer, indexing.flatten(moved, node.shape), value, origin=node)
         if extent:
             passes.append(Pass((along,) if extent != 1 else (), (), (store,)))
         start += extent

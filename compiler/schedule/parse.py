@@ -63,7 +63,8 @@ _Named = TypeVar("_Named")
 def parse_kernel(text: str) -> Kernel:
     """The kernel that `print_kernel` printed: printing it again gives `text`.
 
-    A buffer's node is a new input of the buffer's dtype and size, as the text does not say whose value it holds.
+    A buffer's node is a new input of the buffer's dtype and size, as the text does not say whose value it holds. What
+    computes something has the number of its line as its origin.
     ValueError names the line that does not parse. Whether the kernel makes sense is for `verify_kernel` to say.
     """
     return _Parser(text).kernel()
@@ -87,7 +88,7 @@ class _Parser:
 
     def error(self, reason: str) -> ValueError:
         line = self.lines[self.at] if self.at < len(self.lines) else "the end of the text"
-        return ValueError(f"parse.parse_kernel: {reason} in line {self.at + 1}: {line!r}")
+        return ValueError(f"parse.parse_kernel: {reason} in line {self.line}: {line!r}")
 
     def current(self) -> str:
         """The line being parsed."""
@@ -100,6 +101,11 @@ class _Parser:
         if found is None:
             raise self.error(f"expected {expected}")
         return found
+
+    @property
+    def line(self) -> int:
+        """The number of the line being parsed, from 1."""
+        return self.at + 1
 
     def closing(self) -> None:
         if self.current() != "}":
@@ -188,7 +194,7 @@ class _Parser:
         header = self.match(re.compile(r"(.*) \{"), self.current(), expected)
         *loops, element = self.match(_CONTRACT, header.group(1), expected).groups()
         batch, rows, columns, depth = (self._variable(loop) for loop in loops)
-        self.outer = (batch, rows, columns)
+        self.outer, origin = (batch, rows, columns), self.line
         self.at += 1
         operands: dict[str, Value] = {}
         stores: list[Store] = []
@@ -216,8 +222,9 @@ class _Parser:
         self.closing()
         left, right, kind = operands["left"], operands["right"], self.dtype(element)
         return ContractionKernel(
-            self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores), image, tuple(column_stores)
-        )
+            self.buffers, batch, rows, columns, depth, left, right, kind, tuple(stores), image, tuple(column_stores),
+            origin=origin,
+        )  # fmt: skip
 
     def _image(self, text: str) -> Image:
         axes, places = [], []
@@ -269,12 +276,13 @@ class _Parser:
         return operands
 
     def _product(self) -> Product:
-        depth = self._variable(self.match(_PRODUCT, self.current(), "'product over k < 8 {'").group(1))
+        loop, origin = self.match(_PRODUCT, self.current(), "'product over k < 8 {'").group(1), self.line
+        depth = self._variable(loop)
         self.advance()
         operands = self._operands()
         name = self.match(_BLOCK, self.current(), "'} = p0'").group(1)
         self.advance()
-        product = Product(depth, operands["left"], operands["right"])
+        product = Product(depth, operands["left"], operands["right"], origin=origin)
         self.blocks[name] = product
         return product
 
@@ -311,7 +319,7 @@ class _Parser:
         over, loop = self.match(_SUM, self.current(), "'sum over n, e0 < 8 {'").groups()
         if over not in (rows.name, columns.name):
             raise self.error("expected a sum over the rows or the columns")
-        free = self._variable(loop)
+        free, origin = self._variable(loop), self.line
         over_rows = over == rows.name
         self.advance()
         terms = [self._term()]
@@ -321,7 +329,7 @@ class _Parser:
         stores = self._stores()
         self.summed = None
         self.closing()
-        return ChainSum(over_rows, free, tuple(terms), tuple(stores))
+        return ChainSum(over_rows, free, tuple(terms), tuple(stores), origin=origin)
 
     def _term(self) -> Term:
         operands = self._operands()
@@ -340,12 +348,13 @@ class _Parser:
         place, _, guard = line.partition(" if ")
         number, index, sign, value = self.match(_STORE, place, "'store %0[index] = v0'").groups()
         buffer, stored = self._buffer(number), self.named(self.values, value, "value")
-        return Store(buffer, self._index(index), stored, sign == "+=", self._conditions(guard))
+        return Store(buffer, self._index(index), stored, sign == "+=", self._conditions(guard), origin=self.line)
 
     def _reduction(self, line: str) -> Reduction:
         name, combine, value, position, dtype = self.match(_REDUCTION, line, "a reduction").groups()
         at = None if position is None else self.named(self.values, position, "value")
-        reduction = Reduction(combine, self.dtype(dtype), self.named(self.values, value, "value"), at)
+        reduced = self.named(self.values, value, "value")
+        reduction = Reduction(combine, self.dtype(dtype), reduced, at, origin=self.line)
         self.reductions[name] = reduction
         return reduction
 
@@ -353,32 +362,34 @@ class _Parser:
         name, text, dtype = self.match(_DEFINITION, line, "'v0 = ... : dtype'").groups()
         if name in self.values:
             raise self.error(f"{name} is defined twice")
-        self.values[name] = self._value(text, self.dtype(dtype))
+        self.values[name] = self._value(text, self.dtype(dtype), self.line)
 
-    def _value(self, text: str, dtype: DType) -> Value:
+    def _value(self, text: str, dtype: DType, origin: int) -> Value:
         kind, _, rest = text.partition(" ")
         text, _, guard = text.partition(" if ")
         if kind == "literal":
-            return Literal(dtype, self._number(rest))
+            return Literal(dtype, self._number(rest), origin=origin)
         if kind == "index":
-            return IndexValue(dtype, self._index(rest))
+            return IndexValue(dtype, self._index(rest), origin=origin)
         if kind == "load":
             number, index = self.match(_LOAD, text, "'load %0[index]'").groups()
-            return Load(dtype, self._buffer(number), self._index(index), self._conditions(guard))
+            return Load(dtype, self._buffer(number), self._index(index), self._conditions(guard), origin=origin)
         if kind == "select":
             branches = self.match(_SELECT, text, "'select v0 else v1 if ...'").groups()
             inside, outside = (self.named(self.values, branch, "value") for branch in branches)
-            return Guarded(dtype, self._conditions(guard), inside, outside)
+            return Guarded(dtype, self._conditions(guard), inside, outside, origin=origin)
         if kind == "result":
-            return Reduced(dtype, self.named(self.reductions, rest, "reduction"), self.outer)
+            return Reduced(dtype, self.named(self.reductions, rest, "reduction"), self.outer, origin=origin)
         if kind == "accumulator":
-            return Accumulator(dtype, self.outer if self.summed is None else self.summed)
+            return Accumulator(dtype, self.outer if self.summed is None else self.summed, origin=origin)
         if kind == "at":
             block = self.named(self.blocks, rest, "product or kept value")
-            return ProductAt(dtype, block, self.place) if isinstance(block, Product) else Kept(dtype, block, self.place)
+            if isinstance(block, Product):
+                return ProductAt(dtype, block, self.place, origin=origin)
+            return Kept(dtype, block, self.place, origin=origin)
         name, arguments, argument_dtype = self.match(_APPLY, text, "a value").groups()
         operands = tuple(self.named(self.values, a, "value") for a in arguments.split(", ")) if arguments else ()
-        return Apply(dtype, name, operands, self.dtype(argument_dtype))
+        return Apply(dtype, name, operands, self.dtype(argument_dtype), origin=origin)
 
     def _number(self, text: str) -> Any:
         if text in ("inf", "-inf", "nan"):

@@ -54,12 +54,13 @@ def lower_scatter(node: Node, has_memory: Callable[[Node], bool]) -> tuple[LoopK
     expander = Expander(has_memory, outer=outer)
     target = expander.expand(indices, position)
     update = expander.expand(updates, (*position, *columns))
-    bounds = [Literal(indices.dtype, 0), Literal(indices.dtype, rows)]
-    inside = Apply(dtypes.bool_, "le", (bounds[0], target), indices.dtype)
+    bounds = [Literal(indices.dtype, bound, origin=node) for bound in (0, rows)]
+    inside = Apply(dtypes.bool_, "le", (bounds[0], target), indices.dtype, origin=node)
     if rows <= dtypes.value_bounds(indices.dtype)[1]:
-        below = Apply(dtypes.bool_, "lt", (target, bounds[1]), indices.dtype)
-        inside = Apply(dtypes.bool_, "and", (inside, below), dtypes.bool_)
-    added = Apply(updates.dtype, "where", (inside, update, Literal(updates.dtype, 0)), updates.dtype)
+        below = Apply(dtypes.bool_, "lt", (target, bounds[1]), indices.dtype, origin=node)
+        inside = Apply(dtypes.bool_, "and", (inside, below), dtypes.bool_, origin=node)
+    nothing = Literal(updates.dtype, 0, origin=node)
+    added = Apply(updates.dtype, "where", (inside, update, nothing), updates.dtype, origin=node)
 
     first: Index = indexing.of(block) * within if blocks > 1 else ZERO
     cleared = first + indexing.of(row)
@@ -71,8 +72,8 @@ def lower_scatter(node: Node, has_memory: Callable[[Node], bool]) -> tuple[LoopK
     def place(index: Index) -> Index:
         return indexing.flatten((index, *columns), node.shape)
 
-    clear = Store(buffer, place(cleared), Literal(node.dtype, 0), guard=exists)
-    add = Store(buffer, place(where), added, accumulate=True, guard=own)
+    clear = Store(buffer, place(cleared), Literal(node.dtype, 0, origin=node), guard=exists, origin=node)
+    add = Store(buffer, place(where), added, accumulate=True, guard=own, origin=node)
     passes = (
         Pass(((row,) if within != 1 else ()) + inner, (), (clear,)),
         Pass(places + inner, (), (add,)),

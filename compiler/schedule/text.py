@@ -66,6 +66,7 @@ and a chain
 from __future__ import annotations
 
 from ..ir.text import format_value
+from .collapse import summed_origin
 from .index import format_index
 from .loop_ir import (
     Accumulator,
@@ -82,6 +83,7 @@ from .loop_ir import (
     Literal,
     Load,
     LoopKernel,
+    Origin,
     Product,
     ProductAt,
     Reduced,
@@ -96,6 +98,13 @@ def print_kernel(kernel: Kernel) -> str:
     return _Printer().kernel(kernel)
 
 
+def line_origins(kernel: Kernel) -> list[Origin]:
+    """For each line of the kernel's text the origin of what it computes, loads or stores; None for those of loops."""
+    printer = _Printer()
+    printer.kernel(kernel)
+    return [None, *printer.origins, None]
+
+
 class _Printer:
     def __init__(self) -> None:
         self.numbers: dict[Value, int] = {}
@@ -103,10 +112,12 @@ class _Printer:
         # What stands for a product or for something kept, however many values refer to it.
         self.blocks: dict[Product | Keep, str] = {}
         self.lines: list[str] = []
+        self.origins: list[Origin] = []
         self.indent = "  "
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, origin: Origin = None) -> None:
         self.lines.append(self.indent + text)
+        self.origins.append(origin)
 
     def kernel(self, kernel: Kernel) -> str:
         written = {s.buffer for s in stores_of(kernel)}
@@ -122,13 +133,17 @@ class _Printer:
             self._contraction(kernel)
         return "\n".join([header, *self.lines, "}"]) + "\n"
 
-    def _open(self, text: str) -> None:
-        self.line(text + " {")
+    def _open(self, text: str, origin: Origin = None) -> None:
+        self.line(text + " {", origin)
         self.indent += "  "
 
-    def _close(self, after: str = "") -> None:
+    def _close(self, after: str = "", origin: Origin = None) -> None:
         self.indent = self.indent[:-2]
-        self.line("}" + after)
+        self.line("}" + after, origin)
+
+    def _operands(self, left: Value, right: Value) -> None:
+        self.line(f"left {self.value(left)}", left.origin)
+        self.line(f"right {self.value(right)}", right.origin)
 
     def _loops(self, kernel: LoopKernel) -> None:
         outer = ", ".join(f"{v.name} < {v.extent}" for v in kernel.outer)
@@ -145,17 +160,17 @@ class _Printer:
 
     def _contraction(self, kernel: ContractionKernel) -> None:
         loops = ", ".join(f"{v.name} < {v.extent}" for v in (kernel.batch, kernel.rows, kernel.columns))
-        self._open(f"contract {loops} over {kernel.depth.name} < {kernel.depth.extent} in {kernel.element}")
+        over = f"{kernel.depth.name} < {kernel.depth.extent}"
+        self._open(f"contract {loops} over {over} in {kernel.element}", kernel.origin)
         if kernel.image is not None:
             axes = zip(kernel.image.axes, kernel.image.places, strict=True)
             places = ", ".join(f"{v.name} < {v.extent} at {format_index(place, self.value)}" for v, place in axes)
             self.line(f"image {places}")
-        self.line(f"left {self.value(kernel.left)}")
-        self.line(f"right {self.value(kernel.right)}")
+        self._operands(kernel.left, kernel.right)
         for store in kernel.stores:
             self._store(store)
         if kernel.column_stores:
-            self._open("column sums")
+            self._open("column sums", summed_origin(kernel.column_stores))
             for store in kernel.column_stores:
                 self._store(store)
             self._close()
@@ -165,17 +180,16 @@ class _Printer:
         loops = ", ".join(f"{v.name} < {v.extent}" for v in (kernel.batch, kernel.rows, kernel.columns))
         self._open(f"chain {loops} in {kernel.element}{self._guard(kernel.live)}")
         for product in kernel.products:
-            self._open(f"product over {product.depth.name} < {product.depth.extent}")
-            self.line(f"left {self.value(product.left)}")
-            self.line(f"right {self.value(product.right)}")
-            self._close(f" = {self._name_block(product)}")
+            self._open(f"product over {product.depth.name} < {product.depth.extent}", product.origin)
+            self._operands(product.left, product.right)
+            self._close(f" = {self._name_block(product)}", product.origin)
         for each in kernel.passes:
             self._open("pass")
             for reduction in each.reductions:
                 self._reduction(reduction)
             for keep in each.keeps:
                 value = self.value(keep.value)
-                self.line(f"keep {value} = {self._name_block(keep)}")
+                self.line(f"keep {value} = {self._name_block(keep)}", keep.value.origin)
             self._close()
         if kernel.stores:
             self._open("rows")
@@ -188,10 +202,9 @@ class _Printer:
 
     def _sum(self, kernel: ChainKernel, each: ChainSum) -> None:
         over = kernel.rows if each.over_rows else kernel.columns
-        self._open(f"sum over {over.name}, {each.free.name} < {each.free.extent}")
+        self._open(f"sum over {over.name}, {each.free.name} < {each.free.extent}", each.origin)
         for term in each.terms:
-            self.line(f"left {self.value(term.left)}")
-            self.line(f"right {self.value(term.right)}")
+            self._operands(term.left, term.right)
         for store in each.stores:
             self._store(store)
         self._close()
@@ -204,13 +217,14 @@ class _Printer:
         value = self.value(reduction.value)
         position = f" at {self.value(reduction.position)}" if reduction.position is not None else ""
         self.reductions[reduction] = len(self.reductions)
-        self.line(f"s{self.reductions[reduction]} = {reduction.combine} {value}{position} : {reduction.dtype}")
+        name = f"s{self.reductions[reduction]}"
+        self.line(f"{name} = {reduction.combine} {value}{position} : {reduction.dtype}", reduction.origin)
 
     def _store(self, store: Store) -> None:
         value = self.value(store.value)
         sign = "+=" if store.accumulate else "="
         index = format_index(store.index, self.value)
-        self.line(f"store %{store.buffer.position}[{index}] {sign} {value}{self._guard(store.guard)}")
+        self.line(f"store %{store.buffer.position}[{index}] {sign} {value}{self._guard(store.guard)}", store.origin)
 
     def _conditions(self, conditions: tuple[Condition, ...]) -> str:
         return ", ".join(f"{c.low} <= {format_index(c.index, self.value)} < {c.high}" for c in conditions)
@@ -225,7 +239,7 @@ class _Printer:
                 self.value(operand)
             text = self._definition(value)
             self.numbers[value] = len(self.numbers)
-            self.line(f"v{self.numbers[value]} = {text} : {value.dtype}")
+            self.line(f"v{self.numbers[value]} = {text} : {value.dtype}", value.origin)
         return f"v{self.numbers[value]}"
 
     def _definition(self, value: Value) -> str:
