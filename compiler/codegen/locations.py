@@ -23,7 +23,7 @@ def ask_for_locations(module: ir.Module) -> None:
     file = module.add_debug_info("DIFile", {"filename": f"{module.name}.loop", "directory": ""})
     unit = {
         "language": ir.DIToken("DW_LANG_C99"), "file": file, "producer": "kaun", "isOptimized": True,
-        "runtimeVersion": 0, "emissionKind": ir.DIToken("LineTablesOnly"),
+        "runtimeVersion": 0, "emissionKind": ir.DIToken("DebugDirectivesOnly"),
     }  # fmt: skip
     module.add_named_metadata(_UNITS, module.add_debug_info("DICompileUnit", unit, is_distinct=True))
     number = ir.IntType(32)
