@@ -12,7 +12,7 @@ from string import Template
 from kaun.tools.viz.model import Model
 
 # In the order in which they are read.
-_SCRIPTS = ("data.js", "selection.js", "text.js", "graph.js", "main.js")
+_SCRIPTS = ("data.js", "selection.js", "text.js", "layout.js", "paint.js", "graph.js", "main.js")
 
 
 def page(model: Model) -> str:

@@ -1,18 +1,12 @@
-// A graph on a canvas: layers as boxes that open and close, laid out by ELK in a worker, drawn as far as it is in view.
+// A graph on a canvas: layers as boxes that open and close.
 
-const NODE_HEIGHT = 34;
-// For a graph of thousands of boxes: what takes long is to make lines cross as little as possible, and to straighten them.
-const QUICKLY = {
-  "elk.layered.thoroughness": "1", "elk.layered.nodePlacement.strategy": "SIMPLE", "elk.edgeRouting": "POLYLINE",
-  "elk.layered.layering.strategy": "LONGEST_PATH", "elk.layered.crossingMinimization.greedySwitch.type": "OFF",
-  "elk.layered.crossingMinimization.greedySwitchHierarchical.type": "OFF",
-};
-const FONT = 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif';
+// So many lines of selected nodes into other layers are drawn, if layers hide them.
+const MOST_CURVES = 400;
 
 class GraphView {
   // onPick(numbers of nodes, label) and onPickLayer(path) are called for clicks.
-  constructor(parent, model, stage, elk, handlers) {
-    Object.assign(this, { model, number: stage, stage: model.stages[stage], elk, handlers });
+  constructor(parent, model, stage, layouts, handlers) {
+    Object.assign(this, { model, number: stage, stage: model.stages[stage], layouts, handlers });
     this.element = document.createElement("section");
     this.element.className = "pane";
     this.element.innerHTML = `<h2><span></span><small></small><span class="spacer"></span>
@@ -23,7 +17,8 @@ class GraphView {
     this.body = this.element.querySelector(".body");
     this.body.style.overflow = "hidden";
     this.canvas = this.element.querySelector("canvas");
-    this.context = this.canvas.getContext("2d");
+    this.painter = new Painter(this.canvas, model);
+    this.widths = new Map();
     parent.append(this.element);
     this.element.querySelector("h2").addEventListener("click", (event) => {
       const what = event.target.dataset.do;
@@ -33,6 +28,8 @@ class GraphView {
     });
     this.view = { x: 0, y: 0, zoom: 1 };
     this.selection = new Selection(model);
+    this.picked = new Set();
+    this.curves = [];
     this.makeGroups();
     this.listen();
     new ResizeObserver(() => this.resize()).observe(this.body);
@@ -112,7 +109,7 @@ class GraphView {
       wanted.forEach((id) => this.open.add(id));
       await this.layout();
     }
-    const boxes = [...this.pickedBoxes()].map((id) => this.boxes?.get(id)).filter(Boolean);
+    const boxes = [...this.picked].map((id) => this.boxes?.get(id)).filter(Boolean);
     if (!boxes.length) return;
     const ends = boxes.flatMap((b) => [{ x: b.x, y: b.y }, { x: b.x + b.width, y: b.y + b.height }]);
     const whole = bounds(ends);
@@ -127,86 +124,81 @@ class GraphView {
   async layout(anchor) {
     const turn = (this.turn = (this.turn || 0) + 1);
     this.element.classList.add("busy");
-    const seen = new Map();
-    const edges = new Map();
-    for (const node of this.stage.nodes) {
-      if (!this.groupOf.has(node.number)) continue;
-      const to = this.standIn(node.number);
-      seen.set(to, node);
-      for (const input of node.inputs) {
-        if (!this.groupOf.has(input)) continue;
-        const from = this.standIn(input);
-        if (from === to) continue;
-        const id = `${from}>${to}`;
-        const types = edges.get(id) || { from, to, types: new Set(), nodes: new Set() };
-        types.types.add(this.stage.nodes[input].type);
-        types.nodes.add(input);
-        edges.set(id, types);
-      }
-    }
-    const build = (id) => {
-      const group = this.groups.get(id);
-      const children = group.own.map((n) => this.leaf(n));
-      for (const child of group.children) children.push(this.open.has(child) ? build(child) : this.closed(child));
-      const padding = id ? "[top=26,left=10,bottom=10,right=10]" : "[top=0,left=0,bottom=0,right=0]";
-      return { id: `g${id}`, children, layoutOptions: { "elk.padding": padding } };
-    };
-    const graph = build("");
-    graph.id = "root";
-    graph.layoutOptions = {
-      ...graph.layoutOptions,
-      "elk.algorithm": "layered", "elk.direction": "RIGHT", "elk.hierarchyHandling": "INCLUDE_CHILDREN",
-      "elk.json.shapeCoords": "ROOT", "elk.json.edgeCoords": "ROOT", "elk.layered.spacing.nodeNodeBetweenLayers": "26",
-      "elk.spacing.nodeNode": "14", "elk.layered.spacing.edgeNodeBetweenLayers": "12", "elk.edgeRouting": "ORTHOGONAL",
-      ...(seen.size > 1000 ? QUICKLY : {}),
-    };
-    graph.edges = [...edges].map(([id, edge]) => ({ id, sources: [edge.from], targets: [edge.to] }));
-    const placed = await this.elk.layout(graph);
+    this.note.textContent = "laying out …";
+    const { root, lines } = this.seen();
+    const picture = await this.layouts.picture(root, lines, (done, of) => {
+      if (turn === this.turn) this.note.textContent = `laying out: ${done} of ${of} layers`;
+    });
     if (turn !== this.turn) return; // a later one is on its way
     const before = anchor && this.boxes?.get(anchor);
-    this.boxes = new Map();
-    const collect = (shape, depth) => {
-      const box = { id: shape.id, x: shape.x, y: shape.y, width: shape.width, height: shape.height, depth };
-      if (shape.id !== "root") this.boxes.set(shape.id, this.described(box));
-      for (const child of shape.children || []) collect(child, depth + 1);
-    };
-    collect(placed, 0);
-    this.edges = placed.edges.filter((edge) => edge.sections).map((edge) => {
-      const { startPoint, bendPoints = [], endPoint } = edge.sections[0];
-      const { types, nodes } = edges.get(edge.id);
-      const points = [startPoint, ...bendPoints, endPoint];
-      const label = types.size === 1 ? [...types][0] : `${types.size} kinds`;
-      return { points, label, nodes, from: edge.sources[0], to: edge.targets[0], box: bounds(points) };
-    });
-    this.size = { width: placed.width, height: placed.height };
+    this.picture = picture;
+    this.boxes = picture.boxes;
+    this.size = picture.size;
+    for (const box of this.boxes.values()) this.described(box);
     const shown = [...this.boxes.keys()].filter((id) => id[0] === "n").length;
-    this.note.textContent = `${shown} of ${this.groupOf.size} nodes shown, the others in ${[...this.boxes.values()].filter((box) => box.group && !box.isOpen).length} closed layers`;
+    const closed = [...this.boxes.values()].filter((box) => box.group && !box.isOpen).length;
+    this.note.textContent = `${shown} of ${this.groupOf.size} nodes` + (closed ? `, the others in ${closed} closed layers` : "");
+    this.note.title = picture.isComposed ? "Lines from one open layer into another are drawn as one; point at a node, or select it, for its own." : "";
     const after = before && this.boxes.get(anchor);
     if (after) {
       this.view.x += (before.x - after.x) * this.view.zoom;
       this.view.y += (before.y - after.y) * this.view.zoom;
     }
     this.element.classList.remove("busy");
+    this.pick();
     this.setMode(this.mode);
+  }
+
+  // What is to be laid out: {root: the items of what is seen, lines between them}; see `Layouts`.
+  seen() {
+    const items = new Map();
+    const build = (id, parent) => {
+      const group = this.groups.get(id);
+      const item = { id: id ? `g${id}` : "root", parent, depth: parent ? parent.depth + 1 : 0 };
+      const leaf = (box) => {
+        const made = { ...box, parent: item, depth: item.depth + 1 };
+        items.set(made.id, made);
+        return made;
+      };
+      item.children = group.own.map((n) => leaf(this.leaf(n)));
+      for (const child of group.children) item.children.push(this.open.has(child) ? build(child, item) : leaf(this.closed(child)));
+      return item;
+    };
+    const root = build("", null);
+    const lines = [];
+    for (const node of this.stage.nodes) {
+      if (!this.groupOf.has(node.number)) continue;
+      const to = items.get(this.standIn(node.number));
+      for (const value of node.inputs) {
+        const from = this.groupOf.has(value) && items.get(this.standIn(value));
+        if (from && from !== to) lines.push({ from, to, value, type: this.stage.nodes[value].type });
+      }
+    }
+    return { root, lines };
   }
 
   leaf(number) {
     const node = this.stage.nodes[number];
-    return { id: `n${number}`, width: Math.max(70, this.measure(this.title(node), 12), this.measure(node.type, 10)) + 16, height: NODE_HEIGHT };
+    return { id: `n${number}`, width: this.width(Math.max(70, this.measure(titleOf(node), 12), this.measure(node.type, 10)) + 16), height: NODE_HEIGHT };
   }
 
   closed(id) {
     const group = this.groups.get(id);
-    return { id: `g${id}`, width: Math.max(110, this.measure(group.name, 13) + 60), height: 42 };
+    return { id: `g${id}`, width: this.width(Math.max(110, this.measure(group.name, 13) + 60)), height: LAYER_HEIGHT };
   }
 
-  title(node) {
-    return node.isInput ? node.note || "input" : node.op;
+  // Layers are laid out alike if their boxes are equal, which the number of a layer in a name should not change.
+  width(least) {
+    return Math.ceil(least / WIDTH_STEP) * WIDTH_STEP;
   }
 
   measure(text, size) {
-    this.context.font = `${size}px ${FONT}`;
-    return this.context.measureText(text).width;
+    const key = `${size} ${text}`;
+    if (!this.widths.has(key)) {
+      this.painter.context.font = `${size}px ${FONT}`;
+      this.widths.set(key, this.painter.context.measureText(text).width);
+    }
+    return this.widths.get(key);
   }
 
   // A box with what it shows.
@@ -257,113 +249,44 @@ class GraphView {
     });
   }
 
-  colours() {
-    const style = getComputedStyle(document.documentElement);
-    const found = {};
-    for (const name of ["pane", "ink", "faint", "line", "accent", "picked", "picked-strong", "forward", "backward", "update", "input", "group", "node", "edge"]) {
-      found[name] = style.getPropertyValue(`--${name}`).trim();
-    }
-    return found;
-  }
-
   paint() {
-    const c = this.context;
-    const ratio = devicePixelRatio || 1;
-    const colour = this.colours();
-    c.setTransform(1, 0, 0, 1, 0, 0);
-    c.fillStyle = colour.pane;
-    c.fillRect(0, 0, this.canvas.width, this.canvas.height);
-    if (!this.boxes) return;
-    const { x, y, zoom } = this.view;
-    c.setTransform(ratio * zoom, 0, 0, ratio * zoom, ratio * x, ratio * y);
-    const area = { left: -x / zoom, top: -y / zoom, right: (this.body.clientWidth - x) / zoom, bottom: (this.body.clientHeight - y) / zoom };
-    const visible = (b) => b.x < area.right && b.y < area.bottom && b.x + b.width > area.left && b.y + b.height > area.top;
-    const picked = this.pickedBoxes();
-    for (const box of this.boxes.values()) if (box.isOpen && visible(box)) this.paintOpen(box, colour, picked);
-    for (const edge of this.edges) if (visible(edge.box)) this.paintEdge(edge, colour, picked);
-    for (const box of this.boxes.values()) if (!box.isOpen && visible(box)) this.paintBox(box, colour, picked);
+    this.painter.paint(this.picture, this.view, { width: this.body.clientWidth, height: this.body.clientHeight }, {
+      picked: this.picked, curves: this.hovered !== undefined ? this.linesOf([this.hovered]) : this.curves, shade: (item) => this.shade(item),
+    });
   }
 
-  // The boxes that stand for selected nodes.
+  shade({ phase, weight, bytes }) {
+    if (this.mode === "phase") return this.painter.colour[phase] || this.painter.colour.input;
+    return heat(this.mode === "time" ? weight / this.hottest.weight : bytes / this.hottest.bytes);
+  }
+
+  // The boxes that stand for selected nodes, and their lines into other layers.
+  pick() {
+    this.picked = this.pickedBoxes();
+    this.curves = this.linesOf(this.selection.nodes[this.number]);
+  }
+
   pickedBoxes() {
     const picked = new Set();
     for (const number of this.selection.nodes[this.number]) if (this.groupOf.has(number)) picked.add(this.standIn(number));
     return picked;
   }
 
-  shade(weight, bytes, phase, colour) {
-    if (this.mode === "phase") return colour[phase] || colour.input;
-    const share = this.mode === "time" ? weight / this.hottest.weight : bytes / this.hottest.bytes;
-    return heat(share);
-  }
-
-  paintOpen(box, colour, picked) {
-    const c = this.context;
-    const { group } = box;
-    c.fillStyle = colour.group;
-    c.globalAlpha = 0.55;
-    rounded(c, box, 8);
-    c.fill();
-    c.globalAlpha = 1;
-    c.strokeStyle = colour[group.phase] || colour.line;
-    c.lineWidth = picked.has(box.id) ? 2.5 : 1;
-    c.stroke();
-    if (this.view.zoom * 12 > 5) {
-      c.fillStyle = colour[group.phase] || colour.ink;
-      c.font = `600 12px ${FONT}`;
-      c.fillText(`− ${group.name}`, box.x + 9, box.y + 17);
+  // The lines of some nodes that are not drawn by themselves: pairs of boxes.
+  linesOf(numbers) {
+    const found = new Map();
+    if (!this.picture?.isComposed) return [];
+    const add = (value, user) => {
+      if (!this.groupOf.has(value) || !this.groupOf.has(user)) return;
+      const [from, to] = [this.boxes.get(this.standIn(value)), this.boxes.get(this.standIn(user))];
+      if (from && to && from !== to && from.layer !== to.layer) found.set(`${from.id}>${to.id}`, [from, to]);
+    };
+    for (const number of numbers) {
+      for (const input of this.stage.nodes[number].inputs) add(input, number);
+      for (const user of this.stage.nodes[number].users) add(number, user);
+      if (found.size > MOST_CURVES) return [];
     }
-  }
-
-  paintEdge(edge, colour, picked) {
-    const c = this.context;
-    const strong = picked.has(edge.from) && picked.has(edge.to);
-    c.strokeStyle = strong ? colour.accent : colour.edge;
-    c.lineWidth = strong ? 1.8 : 1;
-    c.globalAlpha = strong || !picked.size ? 0.95 : 0.5;
-    c.beginPath();
-    edge.points.forEach((p, i) => (i ? c.lineTo(p.x, p.y) : c.moveTo(p.x, p.y)));
-    c.stroke();
-    const end = edge.points[edge.points.length - 1];
-    c.fillStyle = c.strokeStyle;
-    c.beginPath();
-    c.moveTo(end.x, end.y);
-    c.lineTo(end.x - 6, end.y - 3);
-    c.lineTo(end.x - 6, end.y + 3);
-    c.fill();
-    if (this.view.zoom > 0.75) {
-      const start = edge.points[0];
-      c.font = `9px ${FONT}`;
-      c.fillStyle = colour.faint;
-      c.fillText(edge.label, start.x + 4, start.y - 3);
-    }
-    c.globalAlpha = 1;
-  }
-
-  paintBox(box, colour, picked) {
-    const c = this.context;
-    const isPicked = picked.has(box.id);
-    const item = box.node || box.group;
-    const shade = this.shade(item.weight, item.bytes, item.phase, colour);
-    c.globalAlpha = picked.size && !isPicked ? 0.55 : 1;
-    rounded(c, box, box.node?.isInput ? 16 : 6);
-    c.fillStyle = isPicked ? colour["picked-strong"] : colour.node;
-    c.fill();
-    c.strokeStyle = isPicked ? colour.accent : shade;
-    c.lineWidth = isPicked ? 2.4 : 1.4;
-    c.stroke();
-    c.fillStyle = shade;
-    c.fillRect(box.x + 1, box.y + 6, 4, box.height - 12);
-    if (this.view.zoom * 12 > 4.5) {
-      c.fillStyle = colour.ink;
-      c.font = `${box.group ? "600 13px" : "12px"} ${FONT}`;
-      c.fillText(box.group ? `+ ${box.group.name}` : this.title(box.node), box.x + 10, box.y + 15);
-      c.fillStyle = colour.faint;
-      c.font = `10px ${FONT}`;
-      const below = box.group ? `${box.group.nodes.length} nodes  ${this.model.formatCost(box.group.weight)}` : box.node.type;
-      c.fillText(below, box.x + 10, box.y + (box.group ? 32 : 28));
-    }
-    c.globalAlpha = 1;
+    return [...found.values()];
   }
 
   setMode(mode) {
@@ -379,13 +302,14 @@ class GraphView {
 
   setSelection(selection) {
     this.selection = selection;
+    this.pick();
     this.follow();
     this.draw();
   }
 
   // Bring what is selected into view, if nothing of it is.
   follow() {
-    const picked = [...this.pickedBoxes()].map((id) => this.boxes?.get(id)).filter(Boolean);
+    const picked = [...this.picked].map((id) => this.boxes?.get(id)).filter(Boolean);
     const { x, y, zoom } = this.view;
     const { clientWidth: width, clientHeight: height } = this.body;
     const inView = (b) => b.x * zoom + x < width && b.y * zoom + y < height && (b.x + b.width) * zoom + x > 0 && (b.y + b.height) * zoom + y > 0;
@@ -396,6 +320,9 @@ class GraphView {
 
   at(event) {
     const place = this.canvas.getBoundingClientRect();
+    const [left, top] = [event.clientX - place.left, event.clientY - place.top];
+    const tag = this.painter.tags.find((tag) => left >= tag.left && left <= tag.right && top >= tag.top && top <= tag.bottom);
+    if (tag) return { ...tag.box, isTag: true };
     const x = (event.clientX - place.left - this.view.x) / this.view.zoom;
     const y = (event.clientY - place.top - this.view.y) / this.view.zoom;
     let found = null;
@@ -428,7 +355,10 @@ class GraphView {
       drag = null;
       if (clicked) this.click(event);
     });
-    this.canvas.addEventListener("pointerleave", () => hideTip());
+    this.canvas.addEventListener("pointerleave", () => {
+      hideTip();
+      this.hover(undefined);
+    });
     this.canvas.addEventListener("dblclick", (event) => {
       const box = this.at(event);
       if (box?.group && !box.isBackground) this.toggle(box.group.id);
@@ -447,36 +377,27 @@ class GraphView {
   click(event) {
     const box = this.at(event);
     if (!box || box.isBackground) return this.handlers.clear();
-    if (box.node) return this.handlers.nodes(this.number, [box.node.number], `${this.title(box.node)} ${box.node.type}`);
+    if (box.node) return this.handlers.nodes(this.number, [box.node.number], `${titleOf(box.node)} ${box.node.type}`);
     const place = this.canvas.getBoundingClientRect();
     const x = (event.clientX - place.left - this.view.x) / this.view.zoom;
-    if (x < box.x + 24) return this.toggle(box.group.id); // the sign in front of the name
+    if (!box.isTag && x < box.x + 24) return this.toggle(box.group.id); // the sign in front of the name
     return this.handlers.nodes(this.number, box.group.nodes, `${box.group.phase} ${box.group.path}`.trim());
+  }
+
+  // A node that is pointed at shows its lines into other layers.
+  hover(number) {
+    if (number === this.hovered) return;
+    this.hovered = number;
+    this.draw();
   }
 
   tip(event) {
     const box = this.at(event);
+    this.hover(box?.node?.number);
     if (!box || box.isBackground) return hideTip();
     if (box.group) return showTip(event, `${box.group.phase} ${box.group.path}\n${box.group.nodes.length} nodes, ${formatCount(box.group.bytes)}B, ${this.model.formatCost(box.group.weight)}`);
     const { node } = box;
     const where = node.file ? `\n${node.file.split("/").pop()}:${node.line}` : "";
-    showTip(event, `%${node.number} ${this.title(node)}  ${node.type}\n${node.isInput ? "" : `${node.note}\n`}${node.phase} ${node.path}${where}`);
+    showTip(event, `%${node.number} ${titleOf(node)}  ${node.type}\n${node.isInput ? "" : `${node.note}\n`}${node.phase} ${node.path}${where}`);
   }
-}
-
-function bounds(points) {
-  const [xs, ys] = [points.map((p) => p.x), points.map((p) => p.y)];
-  const [x, y] = [Math.min(...xs), Math.min(...ys)];
-  return { x: x - 2, y: y - 2, width: Math.max(...xs) - x + 4, height: Math.max(...ys) - y + 4 };
-}
-
-function rounded(context, box, radius) {
-  context.beginPath();
-  context.roundRect(box.x, box.y, box.width, box.height, Math.min(radius, box.height / 2));
-}
-
-// From pale to red: square root, so that what is a hundredth of the hottest is still told from nothing.
-function heat(share) {
-  const level = Math.sqrt(Math.min(1, Math.max(0, share)));
-  return `hsl(${50 - 50 * level} ${35 + 55 * level}% ${72 - 26 * level}%)`;
 }

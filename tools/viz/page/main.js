@@ -21,7 +21,7 @@ function hideTip() {
 class Viewer {
   constructor(model, elk) {
     this.model = model;
-    this.elk = elk;
+    this.layouts = new Layouts(elk);
     this.selection = new Selection(model);
     this.openLayers = new Set([""]);
     document.title = `${model.title} · Kaun`;
@@ -50,7 +50,7 @@ class Viewer {
       found.element.remove();
       this.graphs.delete(stage);
     } else if (!found && wanted) {
-      const view = new GraphView(byId("graphs"), this.model, stage, this.elk, this.handlers);
+      const view = new GraphView(byId("graphs"), this.model, stage, this.layouts, this.handlers);
       view.setMode(byId("colour").value);
       view.setSelection(this.selection);
       this.graphs.set(stage, view);
