@@ -30,8 +30,8 @@ class Painter {
     const { layers, leaves, edges } = this.seen(picture.root);
     for (const box of layers) this.paintLayer(box);
     this.paintEdges(edges);
-    this.paintLeaves(leaves);
     this.paintCurves();
+    this.paintLeaves(leaves);
     this.paintTags(layers);
   }
 
@@ -159,14 +159,14 @@ class Painter {
     c.fillText(below, box.x + 10, box.y + (box.group ? 32 : 28));
   }
 
-  // From the right side of one box to the left of another, over everything.
+  // From the right side of one box to the left of another, under the boxes.
   paintCurves() {
     const { curves } = this.state;
     if (!curves.length) return;
     const c = this.context;
     c.strokeStyle = c.fillStyle = this.colour.accent;
     c.lineWidth = Math.max(1.3, 1 / this.zoom);
-    c.globalAlpha = curves.length > 60 ? 0.4 : 0.8;
+    c.globalAlpha = curves.length > 60 ? 0.35 : 0.8;
     c.beginPath();
     for (const [from, to] of curves) {
       const [x, y, u, v] = [from.x + from.width, from.y + from.height / 2, to.x, to.y + to.height / 2];
