@@ -39,9 +39,9 @@ from .vector_target import VectorTarget
 WORDS = 5
 
 _PIECES = """\
-define internal void @pieces(ptr %table, i64 %begin, i64 %end, ptr %scratch) {
+define internal void @$NAME(ptr %table, i64 %begin, i64 %end, ptr %scratch) {
 entry:
-  %calls = load i64, ptr %table
+$FIRST  %calls = load i64, ptr %table
   br label %loop
 loop:
   %number = phi i64 [ 0, %entry ], [ %next, %after ]
@@ -77,8 +77,8 @@ run:
   %low.chunk = udiv i64 %low.chunks, %pieces
   %high.chunks = mul i64 %high, %chunks
   %high.chunk = udiv i64 %high.chunks, %pieces
-  call void %kernel(ptr %buffers, i64 %low.chunk, i64 %high.chunk, ptr %scratch)
-  br label %after
+$BEFORE  call void %kernel(ptr %buffers, i64 %low.chunk, i64 %high.chunk, ptr %scratch)
+$AFTER  br label %after
 after:
   %next = add i64 %number, 1
   br label %loop
@@ -86,7 +86,18 @@ done:
   ret void
 }
 
-""".replace("$WORDS", str(WORDS))
+"""
+
+
+def pieces_function(name: str = "pieces", *, first: str = "", before: str = "", after: str = "") -> str:
+    """LLVM IR of `pieces`, see the top of this file; lines of more IR at its beginning, and around each kernel.
+
+    They see %table and %scratch, and around a kernel its %number in the table.
+    """
+    text = _PIECES
+    for place, given in (("NAME", name), ("FIRST", first), ("BEFORE", before), ("AFTER", after), ("WORDS", str(WORDS))):
+        text = text.replace(f"${place}", given)
+    return text
 
 
 # A parallel loop of an entry that may be given no pool. With one thread, the pool does the same.
@@ -121,7 +132,7 @@ def emit_entry(program: Program, name: str, target: VectorTarget, symbols: Seque
     Written as text: it is long for a deep network, and nothing but one line after the other.
     """
     entry = Entry(program, symbols)
-    parts = [_PIECES] if any(len(bundle) > 1 for bundle in program.bundles) else []
+    parts = [pieces_function()] if any(len(bundle) > 1 for bundle in program.bundles) else []
     if symbols is None:
         parts.append(f'define void @"{name}"(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {{')
     else:

@@ -17,7 +17,7 @@ is `pieces` with a look at the clock around each kernel. What it needs lies befo
 from __future__ import annotations
 
 from ..program import Bundle, Chain, Program
-from .entry import WORDS, Entry
+from .entry import WORDS, Entry, pieces_function
 from .kernels import with_attributes
 from .vector_target import VectorTarget
 
@@ -45,9 +45,8 @@ entry:
 
 """
 
-_NOTED = """\
-define internal void @noted(ptr %table, i64 %begin, i64 %end, ptr %scratch) {
-entry:
+# What a worker writes to, by its scratch.
+_WORDS_OF_THE_WORKER = """\
   %call.p = getelementptr i64, ptr %table, i64 -5
   %workers.p = getelementptr i64, ptr %table, i64 -4
   %size.p = getelementptr i64, ptr %table, i64 -3
@@ -63,38 +62,13 @@ entry:
   %worker = udiv i64 %offset, %stride
   %words.before = mul i64 %worker, %size
   %notes = getelementptr i64, ptr %workers, i64 %words.before
-  %calls = load i64, ptr %table
-  br label %loop
-loop:
-  %number = phi i64 [ 0, %entry ], [ %next, %after ]
-  %more = icmp slt i64 %number, %calls
-  br i1 %more, label %look, label %done
-look:
-  %words = mul i64 %number, $WORDS
-  %entry.p = getelementptr i64, ptr %table, i64 %words
-  %kernel.p = getelementptr i64, ptr %entry.p, i64 1
-  %buffers.p = getelementptr i64, ptr %entry.p, i64 2
-  %first.p = getelementptr i64, ptr %entry.p, i64 3
-  %pieces.p = getelementptr i64, ptr %entry.p, i64 4
-  %chunks.p = getelementptr i64, ptr %entry.p, i64 5
-  %kernel = load ptr, ptr %kernel.p
-  %buffers = load ptr, ptr %buffers.p
-  %first = load i64, ptr %first.p
-  %pieces = load i64, ptr %pieces.p
-  %chunks = load i64, ptr %chunks.p
-  %from = sub i64 %begin, %first
-  %to = sub i64 %end, %first
-  %low = call i64 @llvm.smax.i64(i64 %from, i64 0)
-  %high = call i64 @llvm.smin.i64(i64 %to, i64 %pieces)
-  %some = icmp slt i64 %low, %high
-  br i1 %some, label %run, label %after
-run:
-  %low.chunks = mul i64 %low, %chunks
-  %low.chunk = udiv i64 %low.chunks, %pieces
-  %high.chunks = mul i64 %high, %chunks
-  %high.chunk = udiv i64 %high.chunks, %pieces
+"""
+
+_LOOK_AT_THE_CLOCK = """\
   %started = call i64 @now()
-  call void %kernel(ptr %buffers, i64 %low.chunk, i64 %high.chunk, ptr %scratch)
+"""
+
+_NOTE = """\
   %ended = call i64 @now()
   %count = load i64, ptr %notes
   %counted = add i64 %count, 1
@@ -108,17 +82,7 @@ run:
   store i64 %event, ptr %event.p
   store i64 %started, ptr %begin.p
   store i64 %ended, ptr %end.p
-  br label %after
-after:
-  %next = add i64 %number, 1
-  br label %loop
-done:
-  ret void
-}
-declare i64 @llvm.smin.i64(i64, i64)
-declare i64 @llvm.smax.i64(i64, i64)
-
-"""
+""".replace("$EVENT", str(EVENT_WORDS))
 
 
 def scratch_stride(program: Program) -> int:
@@ -138,7 +102,7 @@ def emit_traced_entry(program: Program, name: str, target: VectorTarget, clock: 
     clock: the number of the system's monotonic clock.
     """
     body = "\n".join(_TracedEntry(program).lines)
-    noted = _NOTED.replace("$WORDS", str(WORDS)).replace("$EVENT", str(EVENT_WORDS))
+    noted = pieces_function("noted", first=_WORDS_OF_THE_WORKER, before=_LOOK_AT_THE_CLOCK, after=_NOTE)
     header = f'define void @"{name}"(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {{'
     clock_text = _CLOCK.replace("$CLOCK", str(clock))
     return with_attributes(f"{clock_text}{noted}{header}\nentry:\n{body}\n  ret void\n}}\n", target)
