@@ -30,6 +30,7 @@ from .schedule.in_place import Shared, shared_places
 from .schedule.loop_ir import Kernel
 from .schedule.memory import Lifetime, peak_bytes, plan_arena
 from .schedule.order import order_kernels
+from .schedule.parse import parse_kernel
 from .schedule.text import print_kernel
 from .schedule.waits import Waits, without_waits
 
@@ -175,6 +176,14 @@ class Compilation:
             scratch_bytes=max((how.scratch_bytes for how in self.launches), default=0),
         )
         return replace(program, aliases=find_aliases(program, table))
+
+    def located(self, number: int) -> str:
+        """LLVM IR of the program's kernel of this number whose instructions tell for which line of its text they are.
+
+        See `codegen/locations.py`. The instructions are those of the program, for which nobody asks that.
+        """
+        text = self.program.kernels[number].text
+        return emit_kernel(parse_kernel(text), f"kernel_{number}", self.target, locations=True)
 
     @property
     def lower_bound_bytes(self) -> int:

@@ -17,7 +17,7 @@ from kaun.tools.viz.formats import FORMATS, as_networkx
 from kaun.tools.viz.page import page
 
 import kaun as kn
-from kaun import layer, loss, train
+from kaun import layer, loss, nx, train
 from kaun.debug.native import host_compilation
 
 STAGES = ("traced", "differentiated", "simplified")
@@ -106,6 +106,25 @@ def test_measured_kernels_have_times(graph):
     assert measured.data["measured"] and all(kernel["seconds"] >= 0 for kernel in measured.data["kernels"])
 
 
+def test_lines_of_code_lead_to_nodes_and_every_line_of_text_is_counted(graph, model):
+    data, strings = model.data, model.data["strings"]
+    nodes = data["stages"][-1]["nodes"]
+    for module in data["modules"]:
+        for text in ("llvm", "assembly"):
+            runs = module["lines"][text]
+            assert sum(runs[1::2]) == len(module[text].split("\n"))
+            assert max(runs[::2]) < len(module["sets"])
+        last = len(module["loop"].splitlines())
+        assert all(0 < line <= last for lines in module["sets"] for line in lines)
+    for kernel in data["kernels"]:
+        loop = data["modules"][kernel["module"]]["loop"].splitlines()
+        assert kernel["lines"]
+        for line, node in zip(kernel["lines"][::2], kernel["lines"][1::2], strict=True):
+            op = strings[nodes[node][0]]
+            if loop[line - 1].strip().split(" = ")[-1].startswith("exp("):
+                assert op == "exp"
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +158,84 @@ def test_lines_of_code_and_of_source_select_what_they_are_of(browser):
     line = browser.evaluate("[...viewer.selection.lines.values()].flatMap((set) => [...set])[0]")
     browser.evaluate(f"viewer.select(Selection.ofLine(viewer.model, viewer.shownFile, {line}))")
     assert browser.evaluate("viewer.selection.kernels.size") >= 1
+
+
+@pytest.fixture(scope="module")
+def softmax(program, tmp_path_factory) -> Iterator[Any]:
+    """The page of a function that is one kernel of many nodes."""
+    compiled = kn.compile(lambda x: nx.softmax(x * 2.0), kn.spec((64, 100)))
+    made = viz.model_of(compiled.functions["call"].graph, "softmax", times=False)
+    file = tmp_path_factory.mktemp("softmax") / "page.html"
+    file.write_text(page(made), encoding="utf-8")
+    with opened(program, file.as_uri()) as tab:
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        assert tab.evaluate("viewer.model.kernels.length") == 1
+        tab.evaluate("viewer.select(Selection.ofKernel(viewer.model, 0))")
+        yield tab
+
+
+def ops_selected(tab: Any) -> list[str]:
+    return tab.evaluate("[...viewer.selection.nodes[2]].map((n) => viewer.model.last.nodes[n].op)")
+
+
+def lines_picked(tab: Any, text: str) -> list[str]:
+    return tab.evaluate(f"[...viewer.code.{text}.picked].map((line) => viewer.code.{text}.lines[line].trim())")
+
+
+def click_on(tab: Any, text: str, part: str) -> None:
+    """Click on the first line of a text of the shown kernel that has `part` in it."""
+    pane = f"viewer.code.{text}"
+    line = tab.evaluate(f"{pane}.lines.findIndex((line) => line.includes({part!r}))")
+    assert line >= 0
+    tab.evaluate(f"{pane}.reveal({line}), {pane}.element.id = 'clicked'")
+    tab.click(f"#clicked .line[data-line='{line}']", position={"x": 90, "y": 8})
+    tab.evaluate(f"{pane}.element.id = ''")
+
+
+@pytest.mark.parametrize("text, part", [("assembly", "div"), ("llvm", "fdiv"), ("loop", "div(")])
+def test_a_click_on_a_line_of_a_fused_kernel_lights_its_node_and_not_the_whole_kernel(softmax, text, part):
+    softmax.evaluate("viewer.select(Selection.ofKernel(viewer.model, 0))")
+    assert len(ops_selected(softmax)) > 4
+    click_on(softmax, text, part)
+    assert ops_selected(softmax) == ["div"]
+    assert [line.split(" = ")[-1][:4] for line in lines_picked(softmax, "loop")] == ["div("]
+    for name, operation in (("llvm", "fdiv"), ("assembly", "div")):
+        picked = lines_picked(softmax, name)
+        assert any(operation in line for line in picked), name
+        assert len(picked) < softmax.evaluate(f"viewer.code.{name}.lines.length") / 2
+    files = softmax.evaluate("[...viewer.selection.lines].map(([file, lines]) => [file.split('/').pop(), lines.size])")
+    assert len(files) == 1 and files[0][1] == 1
+    assert "div" in softmax.inner_text("#selection b")
+
+
+def test_a_node_lights_its_very_lines_and_brings_them_into_view(softmax):
+    softmax.evaluate(
+        "viewer.select(Selection.ofNodes(viewer.model, 2, "
+        "viewer.model.last.nodes.filter((node) => node.op === 'exp').map((node) => node.number), 'exp'))"
+    )
+    assert any("exp(" in line for line in lines_picked(softmax, "loop"))
+    for name in ("llvm", "assembly"):
+        pane = f"viewer.code.{name}"
+        assert len(lines_picked(softmax, name)) > 3
+        assert softmax.evaluate(f"[...{pane}.picked].some((line) => {pane}.isInView(line))")
+        assert softmax.locator(".line.picked").count() > 0
+    assert softmax.locator(".line.whole").count() == 0
+
+
+def test_where_no_line_is_known_all_of_the_kernel_is_lit_more_weakly(softmax):
+    click_on(softmax, "loop", "parallel")
+    assert "kernel 0" in softmax.inner_text("#selection b")
+    assert lines_picked(softmax, "loop") == [] and softmax.locator(".line.whole").count() > 10
+    colours = softmax.evaluate(
+        "['--picked', '--picked-whole', '--pane'].map((name) => getComputedStyle(document.body).getPropertyValue(name))"
+    )
+    assert len(set(colours)) == 3
+
+
+def test_what_is_given_leads_to_where_it_is_loaded(softmax):
+    softmax.evaluate("viewer.select(Selection.ofNodes(viewer.model, 2, [0], 'x'))")
+    picked = lines_picked(softmax, "loop")
+    assert picked and all("load %0" in line for line in picked)
 
 
 def test_layers_open_and_close_in_the_graph(browser):

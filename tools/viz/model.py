@@ -2,7 +2,8 @@
 
 Numbers tie things together. A node is its position in its stage's list, a kernel that in the order of the calls, a
 module (a kernel's loop IR, LLVM IR and assembly, which equal kernels share) that in the program's table. Each stage's
-nodes name their counterparts in the stage before, kernels the nodes they compute, nodes the line of the user's file.
+nodes name their counterparts in the stage before, kernels the nodes they compute and those that each line of their loop
+IR comes from, lines of LLVM IR and assembly the lines of loop IR they are for, nodes the line of the user's file.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from kaun.compiler.codegen.line_tables import read_assembly, read_llvm
 from kaun.compiler.ir import Graph, Node
 from kaun.compiler.ir.text import format_type, format_value, print_graph
 from kaun.compiler.pipeline import Compilation
+from kaun.compiler.schedule.fusion import ScheduledKernel
 from kaun.compiler.schedule.naming import describe
+from kaun.compiler.schedule.origins import line_nodes
 from kaun.compiler.schedule.traffic import traffic_bytes
 
 GRAPH_STAGES = ("traced", "differentiated", "simplified")
@@ -191,12 +196,10 @@ def _likeness(node: Node, path: str) -> list[tuple[Any, ...]]:
 
 def _kernels(
     compilation: Compilation, simplified: Graph, assembly: Callable[[str], str], seconds: Sequence[float] | None
-) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     program = compilation.program
-    modules = []
-    for number, module in enumerate(program.kernels):
-        llvm = module.emit(f"kernel_{number}")
-        modules.append({"loop": module.text, "llvm": _tidy(llvm), "assembly": assembly(llvm)})
+    modules = [_module(module.text, compilation.located(number), assembly)
+               for number, module in enumerate(program.kernels)]  # fmt: skip
     numbers = {node: number for number, node in enumerate(simplified.nodes)}
     launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
     rows = zip(compilation.kernels, program.calls, launches, strict=True)
@@ -208,6 +211,7 @@ def _kernels(
             "launch": launch,
             "chunks": call.chunks,
             "nodes": sorted({numbers[node] for node in computed if node in numbers}),
+            "lines": _node_lines(scheduled, numbers),
             "stores": [f"{node.op.name} {format_type(node)}" for node in scheduled.outputs],
             "name": describe(scheduled),
             "flops": sum(node.op.flops(node) for node in computed),
@@ -218,9 +222,41 @@ def _kernels(
     return modules, kernels
 
 
-def _tidy(llvm: str) -> str:
-    """LLVM IR without the lines that say nothing: of the module's name and of the empty target."""
-    return re.sub(r"^(; ModuleID.*|source_filename.*|target (triple|datalayout) = .*)\n", "", llvm, flags=re.MULTILINE)
+def _node_lines(scheduled: ScheduledKernel, numbers: dict[Node, int]) -> list[int]:
+    """Line of the loop IR from 1, node, line, node, ...: which lines of the kernel's text come from which nodes."""
+    lines = enumerate(line_nodes(scheduled), 1)
+    return [each for line, nodes in lines for node in nodes if node in numbers for each in (line, numbers[node])]
+
+
+def _module(loop: str, llvm: str, assembly: Callable[[str], str]) -> dict[str, Any]:
+    """The texts of a module, and for their lines the sets of lines of its loop IR that they are for.
+
+    `sets` are those that occur; of LLVM IR and assembly, each text's `lines` are: which set, for how many lines, which
+    set, ...
+    """
+    read = read_llvm(llvm)
+    machine = read_assembly(assembly(llvm), read.helpers)
+    shown = [(line, of) for line, of in zip(read.text.split("\n"), read.lines, strict=True) if not _EMPTY.match(line)]
+    sets: dict[tuple[int, ...], int] = {(): 0}
+    return {
+        "loop": loop,
+        "llvm": "\n".join(line for line, _ in shown),
+        "assembly": machine.text,
+        "lines": {"llvm": _runs((of for _, of in shown), sets), "assembly": _runs(machine.lines, sets)},
+        "sets": [list(of) for of in sets],
+    }
+
+
+# Lines of LLVM IR that say nothing: the module's name and the empty target.
+_EMPTY = re.compile(r"; ModuleID|source_filename|target (?:triple|datalayout) = ")
+
+
+def _runs(lines: Iterable[tuple[int, ...]], sets: dict[tuple[int, ...], int]) -> list[int]:
+    """How long the same set goes on: the number of a set, of lines, of a set, ... New sets are added."""
+    runs: list[int] = []
+    for of, same in groupby(lines):
+        runs += (sets.setdefault(of, len(sets)), sum(1 for _ in same))
+    return runs
 
 
 def _memory(compilation: Compilation) -> list[int]:

@@ -42,9 +42,43 @@ class Stage {
   }
 }
 
+// The code that equal kernels share: its texts, and for which lines of its loop IR each line of the others is.
+class Module {
+  constructor(data) {
+    this.texts = { loop: data.loop, llvm: data.llvm, assembly: data.assembly };
+    this.runs = data.lines;
+    this.sets = data.sets;
+    this.split = {};
+    this.spread = {};
+  }
+
+  lines(name) {
+    return (this.split[name] ||= this.texts[name].split("\n"));
+  }
+
+  // The lines of loop IR, counted from 1, that a line of a text, counted from 0, is for; none if nothing tells.
+  loopLines(name, line) {
+    if (name === "loop") return [line + 1];
+    if (!this.spread[name]) {
+      const runs = this.runs[name];
+      this.spread[name] = [];
+      for (let i = 0; i < runs.length; i += 2) for (let k = 0; k < runs[i + 1]; k++) this.spread[name].push(this.sets[runs[i]]);
+    }
+    return this.spread[name][line] || [];
+  }
+
+  // The lines of a text that are for these lines of loop IR.
+  linesFor(name, wanted) {
+    const found = new Set();
+    this.lines(name).forEach((_, line) => this.loopLines(name, line).some((one) => wanted.has(one)) && found.add(line));
+    return found;
+  }
+}
+
 class Model {
   constructor(data) {
-    Object.assign(this, { title: data.title, subtitle: data.subtitle, modules: data.modules, measured: data.measured });
+    Object.assign(this, { title: data.title, subtitle: data.subtitle, measured: data.measured });
+    this.modules = data.modules.map((module) => new Module(module));
     this.stages = data.stages.map((stage) => new Stage(stage, data.strings));
     for (let k = 1; k < this.stages.length; k++) {
       this.stages[k].links.forEach((before, number) => {
@@ -56,6 +90,32 @@ class Model {
     this.memory = data.memory;
     this.texts = { fused: data.fused, entry: data.entry };
     this.weigh();
+  }
+
+  // The nodes that lines of a kernel's loop IR come from: {line, counted from 1: nodes}
+  nodesByLine(kernel) {
+    if (!kernel.byLine) {
+      kernel.byLine = new Map();
+      for (let i = 0; i < kernel.lines.length; i += 2) {
+        const [line, node] = kernel.lines.slice(i, i + 2);
+        kernel.byLine.set(line, [...(kernel.byLine.get(line) || []), node]);
+      }
+    }
+    return kernel.byLine;
+  }
+
+  // The kernels that load or compute a node, by the lines of their loop IR.
+  kernelsWith(node) {
+    if (!this.withNode) {
+      this.withNode = new Map();
+      for (const kernel of this.kernels) {
+        for (const n of new Set([...this.nodesByLine(kernel).values()].flat())) {
+          if (!this.withNode.has(n)) this.withNode.set(n, []);
+          this.withNode.get(n).push(kernel.number);
+        }
+      }
+    }
+    return this.withNode.get(node) || [];
   }
 
   get last() {

@@ -122,11 +122,13 @@ class Viewer {
       const numbers = model.stages[this.textStage].nodesOfLine(line);
       this.select(Selection.ofNodes(model, this.textStage, numbers, `line ${line + 1} of ${model.stages[this.textStage].name}`));
     });
-    const ofShown = () => this.selection.first !== null && this.select(Selection.ofKernel(model, this.selection.first));
+    const ofShown = (text) => (line) => {
+      if (this.selection.first !== null) this.select(Selection.ofCode(model, this.selection.first, text, line));
+    };
     this.code = {
-      loop: new TextPane(parent, "Loop IR", ofShown),
-      llvm: new TextPane(parent, "LLVM IR", ofShown),
-      assembly: new TextPane(parent, "Assembly", ofShown),
+      loop: new TextPane(parent, "Loop IR", ofShown("loop")),
+      llvm: new TextPane(parent, "LLVM IR", ofShown("llvm")),
+      assembly: new TextPane(parent, "Assembly", ofShown("assembly")),
     };
     this.panes = { source: this.source, "graph text": this.stageText, "loop IR": this.code.loop, "LLVM IR": this.code.llvm, assembly: this.code.assembly };
     this.textStage = model.stages.length - 1;
@@ -219,6 +221,7 @@ class Viewer {
     const kernels = [...this.selection.kernels];
     const place = (kernels.indexOf(this.selection.first) + by + kernels.length) % kernels.length;
     this.selection.first = kernels[place];
+    this.selection.takeCode(this.model);
     this.select(this.selection);
   }
 
@@ -268,7 +271,7 @@ class Viewer {
   }
 
   drawCode() {
-    const { first } = this.selection;
+    const { first, code } = this.selection;
     if (first === null) {
       this.code.loop.show(this.model.texts.fused, "launches and kernels");
       this.code.llvm.show(this.model.texts.entry, "the entry, which calls the kernels");
@@ -280,10 +283,9 @@ class Viewer {
     const others = this.model.kernels.filter((other) => other.module === kernel.module).length - 1;
     const note = `kernel ${first}` + (others ? `, the same code as ${others} more` : "");
     for (const [name, pane] of Object.entries(this.code)) {
-      module[`${name}Lines`] ||= module[name].split("\n");
-      const lines = module[`${name}Lines`];
+      const lines = module.lines(name);
       const begins = lines.findIndex((line) => /^(define .*@"?|_?)kernel_\d+"?[:(]/.test(line));
-      pane.show(lines, note, new Set(), new Set(), Math.max(0, begins));
+      pane.show(lines, note, code ? module.linesFor(name, code) : new Set(), new Set(), Math.max(0, begins), !code);
     }
   }
 

@@ -16,6 +16,7 @@ class TextPane {
     this.lines = [];
     this.picked = new Set();
     this.marked = new Set();
+    this.whole = false;
     this.first = 0;
     this.body.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.body);
@@ -26,14 +27,15 @@ class TextPane {
     parent.append(this.element);
   }
 
-  // A new text starts at line `begin`; lines picked are brought into view.
-  show(text, note = "", picked = new Set(), marked = new Set(), begin = 0) {
+  // A new text starts at line `begin`; lines picked are brought into view. `whole`: all of the text is meant, more or less.
+  show(text, note = "", picked = new Set(), marked = new Set(), begin = 0, whole = false) {
     const lines = Array.isArray(text) ? text : text.split("\n");
     const same = lines === this.lines || (lines.length === this.lines.length && lines.every((l, i) => l === this.lines[i]));
     this.note.textContent = note;
     this.note.title = note;
     this.picked = picked;
     this.marked = marked;
+    this.whole = whole;
     if (!same) {
       this.lines = lines;
       this.sizer.style.height = `${lines.length * LINE_HEIGHT}px`;
@@ -43,14 +45,17 @@ class TextPane {
     }
     // The first line of a graph's text names all its inputs: it is shown only if nothing else is picked.
     const shown = picked.size > 1 ? [...picked].filter((line) => line > 0) : [...picked];
-    if (shown.length) this.reveal(Math.min(...shown));
+    if (shown.length && !shown.some((line) => this.isInView(line))) this.reveal(longestRun(shown));
     this.draw();
   }
 
-  reveal(line) {
-    const top = line * LINE_HEIGHT;
+  isInView(line) {
     const { scrollTop, clientHeight } = this.body;
-    if (top < scrollTop || top + LINE_HEIGHT > scrollTop + clientHeight) this.body.scrollTop = Math.max(0, top - clientHeight / 3);
+    return line * LINE_HEIGHT >= scrollTop && (line + 1) * LINE_HEIGHT <= scrollTop + clientHeight;
+  }
+
+  reveal(line) {
+    if (!this.isInView(line)) this.body.scrollTop = Math.max(0, line * LINE_HEIGHT - this.body.clientHeight / 3);
   }
 
   draw() {
@@ -59,7 +64,7 @@ class TextPane {
     const rows = [];
     for (let i = from; i < to; i++) {
       const row = document.createElement("div");
-      row.className = this.picked.has(i) ? "line picked" : "line";
+      row.className = this.picked.has(i) ? "line picked" : this.whole ? "line whole" : "line";
       row.style.top = `${i * LINE_HEIGHT}px`;
       row.dataset.line = i;
       const gutter = document.createElement("span");
@@ -70,4 +75,15 @@ class TextPane {
     }
     this.sizer.replaceChildren(...rows);
   }
+}
+
+// The first of the most lines that follow one another.
+function longestRun(lines) {
+  const sorted = [...lines].sort((a, b) => a - b);
+  let [best, most, start] = [sorted[0], 1, 0];
+  for (let i = 1; i < sorted.length; i++) {
+    if (sorted[i] !== sorted[i - 1] + 1) start = i;
+    if (i - start + 1 > most) [best, most] = [sorted[start], i - start + 1];
+  }
+  return best;
 }
