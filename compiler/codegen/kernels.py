@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from ..schedule.bundling import Launch
 from ..schedule.collapse import collapse
+from ..schedule.dead_places import live_places
 from ..schedule.loop_ir import ChainKernel, ContractionKernel, Kernel, LoopKernel
 from . import chain_blocking, chain_streaming, fused_contraction, loops, window_kernel
 from .locations import ask_for_locations
@@ -36,7 +37,11 @@ def launch(kernel: Kernel, target: VectorTarget) -> Launch:
 
 
 def saved_multiply_adds(kernel: Kernel, target: VectorTarget) -> int:
-    """How many multiply-adds fewer the kernel does than its contraction is defined by."""
+    """How many multiply-adds fewer the kernel needs than its contractions are defined by."""
+    if isinstance(kernel, ChainKernel):
+        dead = kernel.rows.extent * kernel.columns.extent - live_places(kernel)
+        deep = sum(product.depth.extent for product in kernel.products)
+        return kernel.batch.extent * dead * (deep + sum(len(s.terms) * s.free.extent for s in kernel.sums))
     if not isinstance(kernel, ContractionKernel) or kernel.image is None:
         return 0
     size = kernel.batch.extent * kernel.rows.extent * kernel.columns.extent * kernel.depth.extent

@@ -25,7 +25,7 @@ from ..ir.graph import Node
 from . import index as indexing
 from .expand import Indices
 from .index import FromData, Index, Variable
-from .loop_ir import Apply, Condition, IndexValue, Value
+from .loop_ir import Apply, ChainKernel, Condition, IndexValue, Value
 
 # A constant this near to the lowest number of its type is one that masks.
 MASKING_SHARE = 0.25
@@ -56,6 +56,22 @@ def live_conditions(
         ):
             found[condition.index, condition.low] = condition
     return tuple(found.values())
+
+
+def live_places(kernel: ChainKernel) -> int:
+    """At how many pairs of a row and a column all conditions of `kernel.live` hold; those that ask for data count as if
+    they did."""
+    rows, columns = np.arange(kernel.rows.extent), kernel.columns
+    first, behind = np.zeros_like(rows), np.full_like(rows, columns.extent)
+    for condition in kernel.live:
+        if condition.index.has_data:
+            continue
+        # low <= sign * column + rest < high, with the rest of each row.
+        sign = dict(condition.index.terms)[columns]
+        rest = indexing.evaluate(condition.index, lambda base: 0 if base == columns else rows)
+        ends = sign * (condition.low - rest), sign * (condition.high - 1 - rest)
+        first, behind = np.maximum(first, min(ends, key=np.sum)), np.minimum(behind, max(ends, key=np.sum) + 1)
+    return int(np.maximum(behind - first, 0).sum())
 
 
 def _compared(value: Value, rows: Variable, columns: Variable) -> Condition | None:

@@ -11,27 +11,29 @@ from ..ir.graph import Node
 def traffic_bytes(reads: Iterable[Node], outputs: Iterable[Node], computed: Sequence[Node]) -> int:
     """The bytes of what a kernel reads and stores, where `computed` are the nodes it computes.
 
-    An array that is only gathered from counts as much as what is gathered, if that is less: rows of a table that no
-    index names are not touched.
+    Of an array that is only sliced or gathered from, what is taken counts, if that is less than all of it: the rest, as
+    rows of a table that no index names, is not touched.
     """
+    outputs = list(outputs)
     users: dict[Node, list[Node]] = {}
     for node in computed:
-        for child in node.inputs:
+        for child in dict.fromkeys(node.inputs):
             users.setdefault(child, []).append(node)
+    stored = set(outputs)
+    known: dict[Node, int] = {}
 
     def touched(array: Node) -> int:
-        gathers: dict[Node, None] = {}
-        stack = [array]
-        while stack:
-            node = stack.pop()
-            for user in users.get(node, ()):
-                if user.op is ops.gather and user.inputs[0] is node and user.inputs[1] is not node:
-                    gathers[user] = None
-                elif user.op.kind == "movement" and user.size == node.size:
-                    stack.append(user)
+        """How many elements of an array somebody looks at."""
+        if array not in known:
+            seen = array.size if array in stored else 0
+            for user in users.get(array, ()):
+                if user.op is ops.gather and user.inputs[1] is not array:
+                    seen += user.size
+                elif user.op.kind == "movement":
+                    seen += min(user.size, touched(user))
                 else:
-                    return array.nbytes
-        gathered = sum(gather.size for gather in gathers) * array.dtype.itemsize
-        return min(array.nbytes, gathered) if gathers else array.nbytes
+                    seen = array.size
+            known[array] = min(seen, array.size) if array in users else array.size
+        return known[array]
 
-    return sum(touched(array) for array in reads) + sum(array.nbytes for array in outputs)
+    return sum(touched(array) * array.dtype.itemsize for array in reads) + sum(array.nbytes for array in outputs)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from kaun.compiler.codegen.kernels import saved_multiply_adds
 from kaun.compiler.ir import dtypes
+from kaun.compiler.schedule.dead_places import live_places
 from kaun.compiler.schedule.loop_ir import ChainKernel
+from kaun.runtime import target as targets
 from schedule_examples import trace
 
 from kaun import attention, fn, layer, nx, value_and_grad
 from kaun.context import Context
+from kaun.execution import vector_target
 
 RANDOM = np.random.default_rng(0)
 
@@ -85,6 +89,16 @@ def test_grouped_heads_skip_what_their_own_rows_do_not_see():
     np.testing.assert_allclose(y, reference(q, *repeated, np.tri(70, dtype=bool)), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_skipped_counts_neither_as_work_nor_against_the_limit():
+    (kernel,) = chains_of(trace(ATTENTIONS["causal"], *arrays(*[(2, 3, 40, 8)] * 3)).compilation)
+    assert live_places(kernel) == np.tri(40).sum()
+    assert saved_multiply_adds(kernel, vector_target(targets.host())) == 6 * (40 * 40 - np.tri(40).sum()) * (8 + 8)
+    (grouped,) = chains_of(trace(ATTENTIONS["causal"], *arrays((2, 4, 70, 8), *[(2, 2, 70, 8)] * 2)).compilation)
+    assert live_places(grouped) == 2 * np.tri(70).sum()
+    (whole,) = chains_of(trace(ATTENTIONS["plain"], *arrays(*[(2, 3, 40, 8)] * 3)).compilation)
+    assert live_places(whole) == 40 * 40 and saved_multiply_adds(whole, vector_target(targets.host())) == 0
+
+
 def test_a_sliding_window_and_padding_known_beforehand_are_skipped_too():
     def windowed(q, k, v):
         rows, columns = nx.arange(q.shape[-2])[:, None], nx.arange(k.shape[-2])[None, :]
@@ -94,8 +108,8 @@ def test_a_sliding_window_and_padding_known_beforehand_are_skipped_too():
 
     q, k, v = arrays(*[(2, 90, 8)] * 3)
     (kernel,) = chains_of(trace(windowed, q, k, v).compilation)
-    assert len(kernel.live) == 1
     seen = np.arange(90)[:, None] < np.arange(90) + 20
+    assert len(kernel.live) == 1 and live_places(kernel) == seen.sum()
     right = reference(q * np.sqrt(8), k, v, seen)
     np.testing.assert_allclose(windowed(*map(nx.asarray, (q, k, v))).numpy(), right, rtol=1e-4, atol=1e-5)
 

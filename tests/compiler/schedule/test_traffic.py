@@ -32,3 +32,22 @@ def test_a_table_that_is_also_read_whole_counts_whole():
     assert traffic_bytes([table, places], [rows, total], [rows, total]) == 4 * (8000 + 3 + 24 + 1)
     turned = ops.gather(ops.permute(table, axes=(1, 0)), array(2, (1,), dtypes.int32))
     assert traffic_bytes([table], [turned], [turned.inputs[0], turned]) == 4 * (1000 + 1000)
+
+
+def test_an_array_that_is_sliced_counts_as_what_is_taken():
+    long = array(0, (1000, 8))
+    start = ops.slice_(long, starts=(0, 0), stops=(10, 8), steps=(1, 1))
+    assert traffic_bytes([long], [start], [start]) == 4 * (80 + 80)
+    turned = ops.neg(ops.permute(start, axes=(1, 0)))
+    other = ops.neg(ops.slice_(long, starts=(500, 0), stops=(1000, 8), steps=(2, 1)))
+    computed = [start, turned.inputs[0], turned, other.inputs[0], other]
+    assert traffic_bytes([long], [turned, other], computed) == 4 * (80 + 2000 + 80 + 2000)
+    whole = ops.reduce_sum(long, axes=(0, 1))
+    assert traffic_bytes([long], [turned, whole], [*computed, whole]) == 4 * (8000 + 80 + 1)
+
+
+def test_pieces_of_an_array_count_no_more_than_itself():
+    square = array(0, (10, 10))
+    pieces = [ops.slice_(square, starts=(k, 0), stops=(k + 8, 10), steps=(1, 1)) for k in range(3)]
+    total = ops.add(ops.add(pieces[0], pieces[1]), pieces[2])
+    assert traffic_bytes([square], [total], [*pieces, total.inputs[0], total]) == 4 * (100 + 80)
