@@ -16,9 +16,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kaun import whole_files
 from kaun.execution import CompiledProgram, Result, Storage, vector_target
 from kaun.runtime import target as targets
 from kaun.runtime.peaks import Peaks, bandwidth_of, measure_peaks
@@ -134,7 +134,8 @@ class Profile:
 
         The format is Chrome's trace events, as JSON.
         """
-        Path(path).write_text(json.dumps({"traceEvents": self._trace_events(), "displayTimeUnit": "ns"}))
+        text = json.dumps({"traceEvents": self._trace_events(), "displayTimeUnit": "ns"})
+        whole_files.write(path, text.encode())
 
     def _trace_events(self) -> list[dict[str, Any]]:
         start = self.run.stamps[0]
@@ -198,7 +199,7 @@ class Profile:
         text = "\n".join([f"{format_seconds(self.seconds)} a run, {len(self.kernels)} kernels", "", *lines])
         names.axis("off")
         names.text(0, 1, text, va="top", family="monospace", fontsize=7.5, transform=names.transAxes)
-        figure.savefig(os.fspath(path), dpi=130)
+        whole_files.write_figure(path, figure)
 
     def _draw_peaks(self, axes: Any, low: float, high: float) -> None:
         """The roofs: the multiply-add peak, and each level of memory where it is lower."""
@@ -227,7 +228,9 @@ def _level_names(count: int) -> list[str]:
 
 
 def _few(items: Sequence[str]) -> str:
-    return ", ".join(items[:2]) + (f" and {len(items) - 2} more" if len(items) > 2 else "") if items else "-"
+    from kaun.compiler.ir.text import visible
+
+    return visible(", ".join(items[:2])) + (f" and {len(items) - 2} more" if len(items) > 2 else "") if items else "-"
 
 
 def _rate(count: int, seconds: float) -> str:
@@ -335,8 +338,8 @@ def markdown_table(compilation: Compilation, run: Run) -> tuple[float, str]:
     for number in sorted(range(len(times)), key=lambda number: -times[number][0]):
         scheduled, seconds = compilation.kernels[number], times[number][0]
         layers = sorted({node.source.path for node in scheduled.nodes if node.source.path})
-        share = seconds / max(whole, 1e-30)
-        rows.append(f"| {number} | {format_seconds(seconds)} | {share:.1%} | {describe(scheduled)} | {_few(layers)} |")
+        share, where = seconds / max(whole, 1e-30), _few(layers).replace("|", "\\|")
+        rows.append(f"| {number} | {format_seconds(seconds)} | {share:.1%} | {describe(scheduled)} | {where} |")
     return whole, "\n".join(rows)
 
 

@@ -45,13 +45,14 @@ class TrainingLog:
             from tensorboardX import summary
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event
+            from tensorboardX.proto.summary_pb2 import Summary
         except ImportError as error:
             raise ValueError(
                 "train.fit: log_dir needs tensorboardX; install it with pip install 'kaun[log]'"
             ) from error
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self._summary, self._event = summary, Event
+        self._text, self._summary, self._event = summary.text, Summary, Event
         self._writer: Any = EventsWriter(str(path / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._step = start
         self._statistics = CacheStatistics()
@@ -85,7 +86,7 @@ class TrainingLog:
             compiled, tracer = self._timed
             seconds, table = markdown_table(compiled.compilation, tracer.noted())
             self._scalar("kernels/seconds", seconds)
-            self._write(self._summary.text("kernels", table))
+            self._write(self._text("kernels", table))
         now, (before, number) = time.perf_counter(), self._last
         if now - before >= _SECONDS:
             self._scalar("steps_per_second", (self._step - number) / (now - before))
@@ -98,7 +99,7 @@ class TrainingLog:
         self._writer = None
 
     def _scalar(self, name: str, value: float) -> None:
-        self._write(self._summary.scalar(name, value))
+        self._write(self._summary(value=[self._summary.Value(tag=name, simple_value=value)]))
 
     def _write(self, summary: Any) -> None:
         event = self._event(wall_time=time.time(), step=self._step, summary=summary)

@@ -10,7 +10,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from kaun.compiler.ir.text import visible
 from kaun.tools import event_files
+
+from kaun import whole_files
 
 # Names of scalars, their titles, and whether their axis is logarithmic.
 _PANELS = (
@@ -22,6 +25,8 @@ _PANELS = (
 # The smooth line of a curve of many points is the mean of this share of them around each.
 _MANY, _SHARE = 40, 0.05
 _COLOURS = ("#3f74b8", "#c4702b", "#3f8b5c", "#8a5fb0", "#7b868e")
+_STYLES = ("-", "--", ":", "-.")
+_ALARM = "#b3261e"
 
 
 def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
@@ -58,38 +63,56 @@ def draw(runs: Sequence[dict[str, list[tuple[int, float]]]], path: Path, title: 
         every: list[float] = []
         for number, run in enumerate(runs):
             if run.get(name):
-                every += _draw_curve(panel, run[name], _COLOURS[number % len(_COLOURS)], f"run {number + 1}")
+                every += _draw_curve(panel, run[name], number)
+        _mark_not_finite(panel, [point for run in runs for point in run.get(name, ())])
         finite = [value for value in every if math.isfinite(value)]
         if finite and logarithmic and min(finite) > 0 and max(finite) / min(finite) > 5:
             panel.set_yscale("log")
         else:
             panel.ticklabel_format(axis="y", useOffset=False)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.ticklabel_format(axis="x", style="plain", useOffset=False)
         if finite and max(finite) - min(finite) <= 1e-6 * abs(max(finite)):
             panel.set_ylim(*sorted((0.9 * finite[0] - 1e-12, 1.1 * finite[0] + 1e-12)))
         panel.set_ylabel(label, fontsize=9)
         panel.grid(alpha=0.25)
         panel.tick_params(labelsize=8)
     if len(runs) > 1:
-        axes[0].legend(fontsize=8)
-    axes[0].set_title(f"{title}; strong lines are means over the points around", fontsize=10)
+        for line in axes[0].legend(fontsize=8, ncols=1 + len(runs) // 10).get_lines():
+            line.set_alpha(1)
+    axes[0].set_title(f"{visible(title)}; strong lines are means over the points around", fontsize=10, parse_math=False)
     axes[-1].set_xlabel("step", fontsize=9)
-    figure.savefig(str(path), dpi=130)
+    whole_files.write_figure(path, figure)
 
 
-def _draw_curve(panel: Any, points: Sequence[tuple[int, float]], colour: str, label: str) -> list[float]:
-    """Draw one run's curve; its values."""
+def _draw_curve(panel: Any, points: Sequence[tuple[int, float]], number: int) -> list[float]:
+    """Draw a run's curve, the runs being numbered from 0; its values."""
+    colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
     steps, values = [step for step, _ in points], [value for _, value in points]
     many = len(values) > _MANY
     marker = None if many else "."
-    panel.plot(steps, values, color=colour, linewidth=1, alpha=0.35 if many else 1, marker=marker, label=label)
+    about = {"color": colour, "linestyle": style}
+    panel.plot(steps, values, **about, linewidth=1, alpha=0.35 if many else 1, marker=marker, label=f"run {number + 1}")
     if many:
-        panel.plot(steps, _smooth(values), color=colour, linewidth=1.6)
+        panel.plot(steps, _smooth(values), **about, linewidth=1.6)
     return values
 
 
+def _mark_not_finite(panel: Any, points: Sequence[tuple[int, float]]) -> None:
+    """Mark the steps that no curve can show, and say which is the first."""
+    steps = sorted({step for step, value in points if not math.isfinite(value)})
+    if not steps:
+        return
+    panel.plot(steps, [0.03] * len(steps), "x", color=_ALARM, markersize=5, transform=panel.get_xaxis_transform())
+    text = f"NaN or infinite at {len(steps)} step{'s' * (len(steps) > 1)}, first at step {steps[0]}"
+    panel.text(0.01, 0.1, text, color=_ALARM, fontsize=8, transform=panel.transAxes)
+
+
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Means over the points around each, fewer at the ends."""
+    """Means over the finite points around each, fewer at the ends; NaN where there are none."""
     half = max(1, round(_SHARE * len(values) / 2))
-    sums = [0.0, *accumulate(values)]
+    sums = [0.0, *accumulate(value if math.isfinite(value) else 0.0 for value in values)]
+    counts = [0, *accumulate(map(math.isfinite, values))]
     ends = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
-    return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
+    found = [(sums[last] - sums[first], counts[last] - counts[first]) for first, last in ends]
+    return [total / count if count else math.nan for total, count in found]

@@ -59,8 +59,13 @@ def _format(graph: Graph, with_sources: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def visible(text: str) -> str:
+    """The text with escapes in place of what does not print: newlines, control characters, lone surrogates."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return '"' + visible(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def _unquote(text: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from kaun.tools import command
 
 import kaun as kn
-from kaun import layer, loss, nx, train
+from kaun import layer, loss, nx, profiling, train
 
 
 def classifier() -> train.Trainer:
@@ -145,3 +145,7 @@ def test_the_tool_prints_the_table_and_writes_what_is_asked_for(tmp_path: Path, 
 
 def test_shares_are_finite_for_kernels_that_take_no_time(profile):
     assert all(math.isfinite(kernel.of_limit) for kernel in profile.kernels)
+
+
+def test_names_of_layers_break_neither_the_table_nor_the_terminal():
+    assert profiling._few(["a|b\x1b[31m\nc"]) == "a|b\\x1b[31m\\nc"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kaun.tools import command, event_files
+from kaun.tools import command, event_files, plot
 
 import kaun as kn
 from kaun import layer, loss, nx, train
 
 pytest.importorskip("tensorboardX")
+Figure = pytest.importorskip("matplotlib.figure").Figure
 
 
 def trainer_of(optimizer: object) -> train.Trainer:
@@ -208,3 +209,34 @@ def test_losses_that_are_not_finite_are_drawn_too(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         draw([{"loss": [(1, 1.0), (2, math.nan), (3, math.inf)]}], tmp_path / "loss.png", "run")
     assert (tmp_path / "loss.png").exists()
+
+
+def test_steps_that_are_not_finite_are_marked_and_hide_no_others(tmp_path: Path) -> None:
+    losses = [1.0] * 100
+    losses[20], losses[30] = math.nan, math.inf
+    smooth = plot._smooth(losses)
+    assert smooth == [1.0] * 100
+    assert all(map(math.isnan, plot._smooth([math.nan] * 50)))
+    figure = Figure()
+    plot._mark_not_finite(figure.subplots(), list(enumerate(losses, 1)))
+    (panel,) = figure.axes
+    assert [list(line.get_xdata()) for line in panel.lines] == [[21, 31]]
+    assert panel.texts[0].get_text() == "NaN or infinite at 2 steps, first at step 21"
+
+
+def test_losses_that_are_not_finite_are_logged_without_a_word(tmp_path: Path, capfd, caplog) -> None:
+    data = batches(4)
+    data[2] = (data[2][0] * np.nan, data[2][1])
+    fitted(trainer_of(kn.optim.sgd(lr=0.1)), data, log_dir=tmp_path)
+    assert [math.isnan(value) for _, value in event_files.scalars(tmp_path)["loss"]] == [False, False, True, True]
+    printed = capfd.readouterr()
+    assert not caplog.records and not printed.out and not printed.err
+
+
+def test_a_folder_s_name_is_no_formula_and_names_the_picture_as_asked(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "a$b^$c_{"
+    fitted(trainer_of(kn.optim.sgd(lr=0.1)), batches(3), log_dir=folder)
+    assert command.main(["plot", str(folder), "--out", str(tmp_path / "picture")]) == 0
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG")
+    assert command.main(["plot", str(folder), "--out", str(tmp_path / "picture.svg")]) == 0
+    assert b"<svg" in (tmp_path / "picture.svg").read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import networkx
 import pytest
 from browser import chromium, opened
+from kaun.compiler.ir import parse_graph, print_graph
 from kaun.tools import command, viz
 from kaun.tools.viz.formats import FORMATS, as_networkx
 from kaun.tools.viz.page import page
@@ -312,3 +314,45 @@ def test_the_tool_writes_the_file_it_names(tmp_path: Path, monkeypatch: pytest.M
     assert Path("graph.dot").read_text().startswith("digraph {")
     assert command.main(["viz", "model.py:product", "--no-times", "--out", "no/where.html"]) == 1
     assert "no/where.html" in capsys.readouterr().err
+
+
+HOSTILE = ("a\x1bred", "q\"'<b>&</script>", "new\nline\\N\\", "r\u202etl", "nul\0", "\ud800", "\\", "))>")
+
+
+def test_names_that_formats_cannot_hold_are_written_with_escapes(tmp_path: Path):
+    compiled = kn.compile(lambda tree: sum(tree.values()), {name: kn.spec((2,)) for name in HOSTILE})
+    simplified = host_compilation(compiled.functions["call"].graph).simplified
+    made = as_networkx(simplified)
+    for name, write in FORMATS.items():
+        text = write(made)
+        text.encode()
+        assert "\x1b" not in text and "\0" not in text and "\u202e" not in text, name
+    read = networkx.parse_graphml(FORMATS["graphml"](made), node_type=int)
+    assert dict(read.nodes(data=True)) == dict(made.nodes(data=True))
+    drawing = ElementTree.fromstring(FORMATS["svg"](made))
+    assert len(drawing.findall(".//{http://www.w3.org/2000/svg}rect")) == made.number_of_nodes()
+    shown = [line for line in FORMATS["dot"](made).splitlines() if "color" in line]
+    assert all(re.fullmatch(r'  \d+ \[label="([^"\\]|\\.)*", color="#\w+"\];', line) for line in shown) and shown
+    again = parse_graph(print_graph(simplified))
+    assert again.input_names == simplified.input_names and print_graph(again) == print_graph(simplified)
+    assert page(viz.model_of(compiled.functions["call"].graph, "\ud800\x1b", times=False)).encode()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text("import kaun as kn\ndef f():\n    return kn.compile(lambda x: x + 1.0, kn.spec(4))\n")
+    Path("page.html").write_text("the old one")
+    Path("link.html").symlink_to("page.html")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        assert command.main(["viz", "model.py:f", "--no-times", "--out", "page.html"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert Path("page.html").read_text() == "the old one" and len(list(tmp_path.iterdir())) == 3
+    assert command.main(["viz", "model.py:f", "--no-times", "--out", "link.html"]) == 0
+    assert Path("link.html").is_symlink() and Path("page.html").read_text().startswith("<!doctype html>")
+    assert command.main(["viz", "model.py:f", "--format", "dot", "--out", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()

@@ -17,7 +17,7 @@ from kaun.tools.viz.formats import FORMATS, as_networkx
 from kaun.tools.viz.model import GRAPH_STAGES, Model, make_model
 from kaun.tools.viz.page import page
 
-from kaun import execution
+from kaun import execution, whole_files
 from kaun.debug.native import host_compilation
 
 # Each kernel is repeated for so long.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
         text = FORMATS[given.format](as_networkx(getattr(host_compilation(found.graph), given.stage)))
     path = Path(given.out or name.replace(".py", "").replace(":", "-").replace(".", "-") + f".{given.format}")
     try:
-        path.write_text(text, encoding="utf-8")
+        whole_files.write(path, text.encode())
     except OSError as error:
         print(f"{prog}: cannot write {path}: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import networkx as nx
 from kaun.compiler.ir import Graph
-from kaun.compiler.ir.text import format_type, format_value
+from kaun.compiler.ir.text import format_type, format_value, visible
 
 __all__ = ["FORMATS", "as_networkx"]
 
@@ -19,6 +19,7 @@ def as_networkx(graph: Graph) -> nx.MultiDiGraph:
     """The graph with its nodes numbered as in its text, and an edge for each input of a node.
 
     Nodes have the attributes label, op, dtype, shape (text), path, phase, file and line, edges `position` and `type`.
+    Names have escapes for what does not print, which not every format can hold.
     """
     made = nx.MultiDiGraph()
     numbers = {node: number for number, node in enumerate(graph.nodes)}
@@ -28,14 +29,14 @@ def as_networkx(graph: Graph) -> nx.MultiDiGraph:
         given = node in names
         made.add_node(
             number,
-            label=(names[node] or f"input {number}") if given else node.op.name,
+            label=visible(names[node] or f"input {number}") if given else node.op.name,
             op="input" if given else node.op.name,
             attributes="" if given else ", ".join(f"{k}={format_value(v)}" for k, v in node.attributes.items()),
             dtype=node.dtype.name,
             shape=str(list(node.shape)),
-            path=node.source.path,
+            path=visible(node.source.path),
             phase=node.source.phase,
-            file=node.source.file,
+            file=visible(node.source.file),
             line=node.source.line,
             output=node in outputs,
         )

@@ -9,6 +9,7 @@ import json
 from importlib import resources
 from string import Template
 
+from kaun.compiler.ir.text import visible
 from kaun.tools.viz.model import Model
 
 # In the order in which they are read.
@@ -21,7 +22,7 @@ def page(model: Model) -> str:
     parts = {name: (here / "page" / name).read_text("utf-8") for name in ("page.html", "style.css", *_SCRIPTS)}
     vendor = here / "vendor"
     return Template(parts["page.html"]).substitute(
-        TITLE=html.escape(f"{model.title} · Kaun"),
+        TITLE=html.escape(visible(f"{model.title} · Kaun")),
         STYLE=parts["style.css"],
         SCRIPT="\n".join(parts[name] for name in _SCRIPTS),
         LAYOUT=(vendor / "elk-api.js").read_text("utf-8"),
