@@ -90,11 +90,17 @@ class CompiledStep(AheadOfTime):
         self, signature: Signature, functions: Mapping[str, Native], target: Target, initial: State | None = None,
         host_rates: Callable[[Tree], Sequence[float]] | None = None,
     ):  # fmt: skip
-        self.functions, self._target, self.initial = functions, target, initial
+        self.functions, self._target = functions, target
+        self._initial = None if initial is None else initial._twin()
         self._signature, self._host_rates = signature, host_rates
         # For each form of state that was seen, where its leaves are in the order of ours; None if they are in order.
         self._orders: dict[RowForm, tuple[int, ...] | None] = {}
         self._form = signature.form
+
+    @property
+    def initial(self) -> State | None:
+        """The state it was compiled or saved with, if there was one. It stays: what this gives may be given up."""
+        return None if self._initial is None else self._initial._twin()
 
     def __call__(
         self, st: State, x: Any, y: Any = None, *, ctx: Mapping[str, Any] | None = None,

@@ -54,7 +54,7 @@ class Plain:
         found = self.at(key)
         if not isinstance(found.value, dict):
             raise found.unexpected("a table")
-        return {name: Plain(value, f"{found.where}.{name}") for name, value in found.value.items()}
+        return {name: Plain(value, f"{found.where}.{printable(name)}") for name, value in found.value.items()}
 
     def as_text(self) -> str:
         if not isinstance(self.value, str):
@@ -78,6 +78,11 @@ class Plain:
 def written(value: Mapping[str, Any]) -> bytes:
     """Plain data as the bytes that `Plain.parsed` reads: the same for the same data."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal obeys instead of showing it: control characters, turns of direction."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _refuse(name: str) -> Any:

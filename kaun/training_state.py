@@ -59,6 +59,13 @@ class State:
             self.__dict__["_row"] = found
         return found
 
+    def _twin(self) -> State:
+        """Another state of the same numbers: to give one of the two up leaves the other as it is."""
+        if "_row" not in self.__dict__:
+            return State(self.vars, self.opt_state, self.step, self.rng)
+        storages, form = self.__dict__["_row"]
+        return State._of(list(storages), form, self.rng)
+
     def _give_up(self) -> Row[RowForm] | None:
         """The numbers, which this state does not hold any more; None if it is being traced."""
         found = self._as_row()

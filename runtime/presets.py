@@ -153,12 +153,28 @@ def _preset(first: str) -> Preset:
     if bare.architecture not in _REGISTERS:
         known = ", ".join(_REGISTERS)
         raise ValueError(f"target.named: got {first!r}, whose architecture is not one of {known}")
+    _check_layout(first, bare, str(llvm.Target.from_triple(triple).create_target_machine().target_data))
     # Where LLVM assumes a processor without floats, though no distribution supports one.
     features = _RV64GC if (bare.architecture, bare.system) == ("riscv64", "linux") else ""
     return Preset(triple, "", features, FALLBACK_CACHES, 0, "")
 
 
-_SYSTEMS = ("linux", "darwin", "macos", "ios", "freebsd", "none", "wasi", "windows")
+def _check_layout(first: str, bare: Target, layout: str) -> None:
+    """ValueError for a triple by which LLVM lays out numbers or addresses otherwise than code and files expect."""
+    if layout.startswith("E"):
+        raise ValueError(
+            f"target.named: got {first!r}, which is big-endian; code and files are for little-endian processors only"
+        )
+    found = re.search(r"-p:(\d+)", layout)
+    bits = int(found[1]) if found else 64
+    if bits != bare.pointer_bits:
+        raise ValueError(
+            f"target.named: got {first!r}, whose addresses have {bits} bits (as in x32 and ILP32), expected "
+            f"{bare.pointer_bits}, as other systems have them on {bare.architecture}"
+        )
+
+
+_SYSTEMS = ("linux", "darwin", "macos", "ios", "watchos", "freebsd", "none", "wasi", "windows")
 _ENVIRONMENTS = ("gnu", "musl", "eabi", "android", "elf")
 
 

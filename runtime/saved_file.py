@@ -12,7 +12,7 @@ All numbers are little-endian.
              name               32   ASCII, filled up with zeros
              offset             8    a multiple of 64: right after the section before, or the directory
              stored             8    bytes in the file
-             length             8    bytes once unpacked: more than `stored` where zlib packed them
+             length             8    bytes once unpacked: more than `stored` where zlib packed them, at most 64 times
              zero               8
              SHA-256            32   of the stored bytes
     ...  sections                    zeros in between
@@ -49,6 +49,9 @@ _ALIGNMENT = 64
 # More sections, and more bytes in a packed one, than any file has that is worth reading.
 _MOST_SECTIONS = 1 << 12
 _MOST_UNPACKED = 1 << 32
+# Texts of programs are packed to a fifth, at best a thirtieth. What could be packed further than this is stored as it
+# is, so no file asks for more memory than so many times its size.
+_MOST_TIMES = 64
 
 Bytes: TypeAlias = bytes | memoryview
 
@@ -67,9 +70,10 @@ class Section:
 
     @classmethod
     def packed(cls, content: bytes) -> Section:
-        """Bytes that are stored packed, if that makes them fewer."""
+        """Bytes that are stored packed, if that makes them fewer, but not so few that reading would refuse them."""
         packed = zlib.compress(content, 6)
-        return cls((packed,), len(content)) if len(packed) < len(content) else cls.raw(content)
+        fits = len(packed) < len(content) <= _most_unpacked(len(packed))
+        return cls((packed,), len(content)) if fits else cls.raw(content)
 
     @cached_property
     def stored_length(self) -> int:
@@ -95,6 +99,11 @@ class Section:
         if len(content) != self.length or not unpacker.eof or unpacker.unused_data:
             raise ValueError(f"saved_file: a section does not unpack to its {self.length} bytes")
         return content
+
+
+def _most_unpacked(stored: int) -> int:
+    """How many bytes so many stored ones may unpack to."""
+    return max(stored, min(_MOST_TIMES * stored, _MOST_UNPACKED))
 
 
 def _length(piece: Bytes) -> int:
@@ -231,7 +240,7 @@ def _checked(content: memoryview, end: int, entries: Sequence[tuple[Any, ...]]) 
             raise ValueError(f"the section {name!r} does not lie where it should")
         if any(content[end:place]):
             raise ValueError(f"the bytes before the section {name!r} are not zero")
-        if length < stored or length > max(stored, _MOST_UNPACKED):
+        if length < stored or length > _most_unpacked(stored):
             raise ValueError(f"the section {name!r} is said to be of {length} bytes, stored in {stored}")
         end = place + stored
         found[name] = Section((content[place:end],), length)

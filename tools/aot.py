@@ -115,10 +115,12 @@ def _build(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
 def _inspect(parser: argparse.ArgumentParser, file: str) -> int:
     from kaun.tools import aot_description
 
+    from kaun.plain_data import printable
+
     try:
         print(aot_description.of_file(file), end="")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(printable(str(error)))
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from kaun.runtime.artifact import Leaf
 from kaun.runtime.saved_file import MAGIC
 
+from kaun.plain_data import printable
+
 # Endings of what lies beside the description of an export.
 _PARTS = (".o", ".so", ".dylib", ".a", ".h", ".c", ".wasm", ".mjs", ".state")
 _WIDTH = 100
@@ -34,8 +36,8 @@ def of_file(name: str) -> str:
         if path.suffix in _PARTS and file.read(len(MAGIC)) != MAGIC:
             raise ValueError(f"{name} is a part of an export; give the folder: {path.parent}")
     try:
-        description = _read_export(path) if is_json else _read_saved(path)
-        return "\n".join(row for line in _lines(path.name, description) for row in _wrapped(line)) + "\n"
+        description = _shown(_read_export(path) if is_json else _read_saved(path))
+        return "\n".join(row for line in _lines(_shown(path.name), description) for row in _wrapped(line)) + "\n"
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the description of an export: {error!r}") from error
 
@@ -49,6 +51,15 @@ def _read_export(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has format {found.get('format')!r}, expected 1: no export, or of another version")
     assert isinstance(found, dict)
     return found
+
+
+def _shown(value: Any) -> Any:
+    """Plain data whose texts, which anybody may have written, do nothing to a terminal but show."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(entry) for key, entry in value.items()}
+    return [_shown(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _wrapped(line: str) -> list[str]:

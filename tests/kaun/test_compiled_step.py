@@ -171,6 +171,27 @@ def test_a_donated_state_is_written_over_except_for_what_somebody_holds():
             use()
 
 
+def test_the_state_that_a_step_was_compiled_with_stays_when_it_is_given_up(tmp_path):
+    made = trainer()
+    st = fresh(lambda: kn.train.init(made))
+    before = numbers(st)
+    step = compiled(made, state=st)
+    step.save(tmp_path / "before")
+    runs = []
+    for begin in (step.initial, st, step.initial):
+        losses, after = [], begin
+        for x, y in batches(3):
+            value, after = step(after, x, y, donate=True)
+            losses.append(float(value))
+        runs.append(losses)
+        with pytest.raises(ValueError, match="given up to a step with donate=True"):
+            _ = begin.vars
+        assert all(array.tobytes() == before[path].tobytes() for path, array in numbers(step.initial).items())
+    assert runs[0] == runs[1] == runs[2]
+    step.save(tmp_path / "after")
+    assert (tmp_path / "after").read_bytes() == (tmp_path / "before").read_bytes()
+
+
 def test_an_interrupted_step_gives_a_donated_state_back(monkeypatch):
     step = compiled(trainer())
     x, y = next(batches(1))

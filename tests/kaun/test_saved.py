@@ -148,6 +148,11 @@ def test_a_loaded_step_saves_the_same_bytes_and_others_with_a_state(step, file, 
     value, after = again(again.initial, x, y, donate=True)
     expected, other = step(st, x, y)
     assert float(value) == float(expected) and int(after.step) == int(other.step) == 4
+    # What was given up was not all there is of it.
+    for leaf, expected in zip(kn.ptree.leaves(again.initial.to_tree()), kn.ptree.leaves(kept), strict=True):
+        assert leaf.numpy().tobytes() == expected.numpy().tobytes()
+    again.save(tmp_path / "still.kaun")
+    assert (tmp_path / "still.kaun").read_bytes() == (tmp_path / "trained.kaun").read_bytes()
     assert kn.load(file).initial is None
 
 
@@ -365,10 +370,26 @@ def test_a_small_file_does_not_ask_for_much_memory(tmp_path, small):
         kn.load(tmp_path / "f")
     for name in ("code", "data", "numbers"):
         sections = dict(saved_file.read(small))
-        sections[name] = Section((saved_file.zlib.compress(bytes(1 << 20)),), 1 << 20)
+        content = np.random.default_rng(0).bytes(1 << 16).hex().encode()
+        sections[name] = Section((saved_file.zlib.compress(content),), len(content))
         saved_file.write(tmp_path / "f", sections)
         with pytest.raises(ValueError, match=f"the section '{name}' is packed, which it never is"):
             kn.load(tmp_path / "f")
+
+
+def test_a_file_does_not_unpack_to_many_times_its_size(tmp_path, small):
+    content = bytes(1 << 20)
+    packed = saved_file.zlib.compress(content)
+    assert 64 * len(packed) < len(content)
+    sections = dict(saved_file.read(small))
+    sections["text.step.llvm"] = Section((packed,), len(content))
+    saved_file.write(tmp_path / "f", sections)
+    with pytest.raises(ValueError, match=f"'text.step.llvm' is said to be of {1 << 20} bytes, stored in {len(packed)}"):
+        kn.load(tmp_path / "f")
+    # What `save` writes is read, however well it could be packed.
+    sections["text.step.llvm"] = Section.packed(content)
+    saved_file.write(tmp_path / "f", sections)
+    assert kn.load(tmp_path / "f").stages["llvm"] == content.decode()
 
 
 def test_a_full_disk_leaves_the_old_file(file, tmp_path):
@@ -510,7 +531,7 @@ def test_what_the_sections_say_is_checked_even_if_the_checksums_fit(small, tmp_p
     assert counts["refused"] > 200, counts
 
 
-@pytest.mark.parametrize("change", ["drop", "swap", "bomb", "empty", "deep"])
+@pytest.mark.parametrize("change", ["drop", "swap", "bomb", "lie", "empty", "deep"])
 def test_sections_that_are_missing_or_not_what_they_should_be_are_refused(change, small, tmp_path):
     whole = small.read_bytes()
     for name in saved_file._sections(memoryview(whole)):
@@ -523,6 +544,9 @@ def test_sections_that_are_missing_or_not_what_they_should_be_are_refused(change
                 sections[name], sections[other] = sections[other], sections[name]
             elif change == "bomb":
                 sections[name] = [saved_file.zlib.compress(bytes(1 << 22), 9), 1 << 20]
+            elif change == "lie":
+                packed = saved_file.zlib.compress(bytes(1 << 22), 9)
+                sections[name] = [packed, 16 * len(packed)]
             elif change == "empty":
                 sections[name] = [b"", 0]
             else:
@@ -535,5 +559,5 @@ def test_sections_that_are_missing_or_not_what_they_should_be_are_refused(change
             assert found == "refused", name
         elif name.endswith("differentiated"):
             assert found.startswith("refused"), name
-        elif change in ("swap", "bomb"):
+        elif change in ("swap", "bomb", "lie"):
             assert found.startswith("refused"), name

@@ -199,6 +199,13 @@ def test_with_vector_bits_is_real_where_the_processors_name_implies_wider_ones()
         ("aarch64-apple-darwin,vector=256", "at most the 128 of aarch64-apple-darwin"),
         ("wasm32,l1=1M,l2=64K", "expected l1 <= l2 <= l3"),
         ("wasm32,,", "got ''"),
+        ("aarch64_be-linux-gnu", "got 'aarch64_be-linux-gnu', which is big-endian"),
+        ("armebv7-linux-gnueabihf,cpu=cortex-a9", "got 'armebv7-linux-gnueabihf', which is big-endian"),
+        ("thumbv7eb-none-eabi", "which is big-endian; code and files are for little-endian processors only"),
+        ("x86_64-linux-gnux32", r"got 'x86_64-linux-gnux32', whose addresses have 32 bits .*, expected 64"),
+        ("x86_64-linux-muslx32", "whose addresses have 32 bits"),
+        ("aarch64-linux-gnu_ilp32", "whose addresses have 32 bits"),
+        ("arm64_32-apple-watchos", "whose addresses have 32 bits"),
     ],
 )
 def test_what_is_no_processor_is_an_error_that_says_why(name: str, message: str) -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from kaun.runtime import saved_file
 from kaun.runtime.presets import PRESETS
+from kaun.runtime.saved_file import Section
 from kaun.tools import command, subject
 
 MODULE = """\
@@ -177,6 +179,28 @@ def test_inspect_trusts_no_file(
 ) -> None:
     (folder / "some.json").write_bytes(content)
     assert message in complaint(capsys, "inspect", "some.json")
+
+
+def test_names_in_a_file_are_shown_and_do_nothing_to_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["aot", "build", "ahead.py:step", "--out", "made"])
+    described = Path("made/step.json")
+    described.write_bytes(described.read_bytes().replace(b"bias", rb"bi\u001b[2J\nas\u202e\ud800"))
+    subject.value_of("ahead.py:step").save("here.kaun")
+    sections = saved_file.read("here.kaun")
+    about = sections["about"].content().replace(b"bias", rb"bi\u001b[2J\nas\u202e\ud800")
+    saved_file.write("here.kaun", {**sections, "about": Section.packed(about)})
+    capsys.readouterr()
+    for file in ("made", "here.kaun"):
+        assert command.main(["aot", "inspect", file]) == 0
+        shown = capsys.readouterr().out
+        assert r"params.0.bi\x1b[2J\nas\u202e\ud800" in shown
+        assert all(line.isprintable() for line in shown.splitlines())
+    wrong = about.replace(b'"versions":{', rb'"versions":{"\u001b[2J":3,')
+    saved_file.write("wrong.kaun", {**sections, "about": Section.packed(wrong)})
+    told = complaint(capsys, "inspect", "wrong.kaun")
+    assert r"about.versions.\x1b[2J: got '3', expected a text" in told and told.replace("\n", "").isprintable()
 
 
 def test_a_saved_file_is_exported_for_its_machine_or_another(
