@@ -36,7 +36,8 @@ def remat(f: Callable[..., Any], *, budget: int | None = None) -> Callable[..., 
 
     `budget`: the bytes of intermediate values that may be kept all the same. The compiler chooses which, by a minimum
     cut, so that as few operations as possible are done again: cheap ones on many bytes first, matrix products last.
-    With a budget, `remat` may wrap a whole model: values between blocks are then kept before what is inside.
+    With a budget, `remat` may wrap a whole model: values between blocks are then kept before what is inside. A budget
+    that cannot be met takes the least memory for which about two more forward passes are enough, and says so.
 
     `f` takes and returns anything with tensors in tuples, lists, mappings and records. Values are the same: f is
     pure, and random numbers drawn inside are drawn again alike. It composes with `grad`, `vjp`, `jit` and itself, and

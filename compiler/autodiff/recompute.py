@@ -131,21 +131,20 @@ def regions(order: Iterable[Node], active: set[Node], gradients: Gradients) -> d
     for (given, budget), marks in marked.items():
         results = tuple(dict.fromkeys(mark.inputs[0] for mark in marks))
         members = frozenset(topological(results, stop=set(given).__contains__)) - set(given)
-        kept: frozenset[Node] = frozenset()
-        least: frozenset[Node] = frozenset()
+        levels: tuple[frozenset[Node], ...] = (frozenset(),)
         if budget is not None:
             needed = _needed(results, members, [n for n in given if n in active], gradients)
             least = least_kept(members, results, needed)
-            kept = _kept(members, given, results, least, budget)
-        region = Region(tuple(marks), results, members, kept, budget)
+            levels = _kept(members, given, results, least, budget)
+        region = Region(tuple(marks), results, members, levels[0], budget)
         for inside in made:
             if inside.outer is None and not members.isdisjoint(inside.marks):
                 inside.outer = region
         made.append(region)
-        if budget is not None and not least <= kept:
-            # What is computed again of a segment is the least that its gradient has to keep; the rest follows from it,
-            # as it would if all of the least were kept from the forward pass.
-            region = Region((), results, members, least | kept, budget, region)
+        for kept in levels[1:]:
+            # What is computed again of a part is what is kept on this level until the gradient needs it; the rest
+            # follows from it, as it would if all of that were kept from the forward pass.
+            region = Region((), results, members, kept, budget, region)
         for node in members:
             innermost.setdefault(node, region)
     return innermost
@@ -153,14 +152,14 @@ def regions(order: Iterable[Node], active: set[Node], gradients: Gradients) -> d
 
 def _kept(
     members: frozenset[Node], given: Sequence[Node], results: Sequence[Node], least: frozenset[Node], budget: int
-) -> frozenset[Node]:
+) -> tuple[frozenset[Node], ...]:
     choice = choose(members, given, results, least, budget)
     if choice.alive_bytes > budget:
         warnings.warn(
             f"kn.remat: a budget of {budget:,} bytes cannot be met; {choice.alive_bytes:,} is the least that was found",
             stacklevel=2,
         )
-    return choice.kept
+    return choice.levels
 
 
 def _needed(

@@ -82,6 +82,16 @@ def test_a_budget_trades_products_for_bytes(plain: kn.Compiled) -> None:
         before = size, count
 
 
+@pytest.mark.filterwarnings("ignore:kn.remat. a budget")
+def test_no_budget_takes_less_than_a_mark_on_every_block(plain: kn.Compiled) -> None:
+    """Blocks that are marked one by one keep all that enters them until the gradient is there."""
+    blocks, least = compiled(loss_of(kn.remat(block))), compiled(kn.remat(loss_of(block), budget=0))
+    for got, wanted in zip(results(least), results(plain), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-8)
+    assert least.memory.arena < 0.8 * blocks.memory.arena
+    assert products(least) <= products(plain) + 2 * 2 * BLOCKS
+
+
 def test_nothing_happens_where_no_gradient_is_taken() -> None:
     marked, direct = kn.remat(block), block(PARAMETERS[0], X)
     assert marked(PARAMETERS[0], X).numpy().tobytes() == direct.numpy().tobytes()

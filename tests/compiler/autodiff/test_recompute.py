@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import warnings
 from collections.abc import Collection, Sequence
@@ -10,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pytest
 from kaun.compiler import passes
-from kaun.compiler.autodiff.budget import choose
+from kaun.compiler.autodiff.budget import MOST_AGAIN, Parts, cheapest_again, choose, smallest
 from kaun.compiler.autodiff.minimum_cut import PRICE, minimum_cut
 from kaun.compiler.autodiff.vjp import gradients
 from kaun.compiler.ir import Graph, Node, dtypes, full, ops, parse_graph, print_graph, topological, verify
@@ -219,6 +220,63 @@ def test_the_least_is_about_twice_the_square_root() -> None:
     members, last = chain(16)
     least = choose(members, [X, W], [last], frozenset(node for node in members if node.op is ops.tanh), 0)
     assert least.alive_bytes <= 8 * VALUE
+
+
+def test_deep_passes_are_cut_again_inside_and_make_no_more_passes_than_said() -> None:
+    """Sixty-four layers in four parts of four of four: three values, three, and four, where one level needs fifteen."""
+    members, last = chain(64)
+    operations = sum(node.op.flops(node) for node in members)
+    least = choose(members, [X, W], [last], frozenset(node for node in members if node.op is ops.tanh), 0)
+    assert len(least.levels) > 2
+    assert all(one < other for one, other in itertools.pairwise(least.levels))
+    assert least.alive_bytes <= 11 * VALUE
+    assert operations < least.operations <= MOST_AGAIN * operations
+
+
+@pytest.mark.parametrize("values", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [2, 3, 5, 8, 13])
+def test_equal_steps_are_cut_as_revolve_cuts_them(steps: int, values: int) -> None:
+    """With s values kept, l steps take r * l - C(s + r, r - 1), of the least r with C(s + r, r) >= l."""
+    numbers = range(steps + 1)
+    kept = [[0 if j - i <= 1 else 1 + values for j in numbers] for i in numbers]
+    passing, least = ([[number] * (steps + 1) for _ in numbers] for number in (1, 0))
+    whole = [[max(0, j - i) for j in numbers] for i in numbers]
+    parts = Parts(kept, passing, least, whole, smallest(kept))
+    repeats = next(r for r in itertools.count(1) if math.comb(values + r, r) >= steps)
+    assert cheapest_again(parts, values) == repeats * steps - math.comb(values + repeats, repeats - 1)
+
+
+@pytest.mark.parametrize("values", [5, 6, 8])
+def test_gradients_have_the_same_bits_however_deep_the_cuts(values: int) -> None:
+    _, last = chain(16)
+    marked = gradient_graph((X, W), total(ops.remat(last, X, W, budget=values * VALUE)))
+    verify(marked)
+    agree(gradient_graph((X, W), total(last)), marked)
+    tanhs = count(marked, ops.tanh)
+    assert 16 < tanhs <= 16 * (1 + MOST_AGAIN)
+
+
+def test_what_scores_are_made_from_is_kept_with_them_and_not_copied() -> None:
+    table = leaf("table", (64 * SIDE, SIDE))
+    hidden = product(X, W)
+    entering = ops.sin(hidden)
+    scores = product(entering, ops.permute(table, axes=(1, 0)))
+    powers = ops.exp(scores - wide(ops.reduce_max(scores, axes=(1,)), scores))
+    result = product(powers * wide(1.0 / ops.reduce_sum(powers, axes=(1,)), scores), table)
+    members = topological([result], stop=lambda n: n in (X, W, table))
+    members = [node for node in members if node not in (X, W, table)]
+    for budget in (0, 1 << 20):
+        choice = choose(members, [X, W, table], [result], frozenset((hidden, scores)), budget)
+        assert entering in choice.levels[-1]
+        assert choice.alive_bytes == hidden.nbytes, "the scores are never in memory"
+    marked = gradient_graph((X, W, table), total(ops.remat(result, X, W, table, budget=1 << 20)))
+    agree(gradient_graph((X, W, table), total(result)), marked)
+    assert count(marked, ops.sin) == 1
+
+
+def wide(row: Node, like: Node) -> Node:
+    """A value of each row at every place of it."""
+    return ops.broadcast(ops.reshape(row, shape=(row.shape[0], 1)), shape=like.shape)
 
 
 def test_a_budget_that_cannot_be_met_says_the_least_that_can() -> None:
