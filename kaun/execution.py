@@ -14,7 +14,7 @@ import numpy as np
 from kaun import literals, observe, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, forget_dead_nodes, key, ops, topological, unshared
-from kaun.runtime import collector
+from kaun.runtime import activity, collector
 from kaun.runtime import target as targets
 from kaun.runtime.buffers import Buffer, size_class, take
 from kaun.runtime.program import Executable
@@ -194,6 +194,7 @@ def compiled(graph: Graph, text: str | None = None, target: targets.Target | Non
     if found is not None:
         return found
     forget_dead_nodes()
+    activity.now(f"compiling a graph of {len(graph.nodes):,} nodes")
     try:
         made = CompiledGraph(detached(graph), text, target)
     except Exception:

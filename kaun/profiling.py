@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaun import whole_files
 from kaun.execution import CompiledProgram, Result, Storage, vector_target
+from kaun.runtime import activity
 from kaun.runtime import target as targets
 from kaun.runtime.peaks import Peaks, bandwidth_of, measure_peaks
 from kaun.runtime.trace import Layout, Run, Tracer
@@ -276,6 +277,7 @@ def profile(
 
     plain()
     tracer.run(arguments)
+    activity.now(f"running it for {seconds:g} s")
     whole: list[float] = []
     runs: list[Run] = []
     stop = time.perf_counter() + seconds
@@ -285,6 +287,7 @@ def profile(
         whole.append(plain())
         tracer.run(arguments)
         runs.append(tracer.run(arguments))
+    activity.now("measuring what this machine can do")
     peaks = _peaks(targets.host(), tracer.threads)
     return Profile(
         kernels=_kernels(compilation, runs, peaks),

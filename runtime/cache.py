@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
+from kaun.runtime import activity
 from kaun.runtime.target import Target, usable_cores
 
 __all__ = [
@@ -442,16 +443,19 @@ def _make(wanted: Sequence[tuple[str, KernelRequest]], target: Target, cache: Ke
     start = time.perf_counter()
     if len(misses) == 1:
         key, request = misses[0]
+        activity.now("compiling a kernel")
         addresses[key] = _compile(key, request, request.emit(), target, cache)
     else:
         with ThreadPoolExecutor(min(usable_cores(), len(misses)), "kaun-compile") as workers:
             # Emitting is Python and stays in this thread; LLVM runs in the others, without Python's lock.
             try:
-                tasks = {
-                    key: workers.submit(_compile, key, request, request.emit(), target, cache)
-                    for key, request in misses
-                }
-                addresses.update((key, task.result()) for key, task in tasks.items())
+                tasks = {}
+                for number, (key, request) in enumerate(misses, 1):
+                    activity.now(f"emitting kernel {number} of {len(misses)}")
+                    tasks[key] = workers.submit(_compile, key, request, request.emit(), target, cache)
+                for number, (key, task) in enumerate(tasks.items(), 1):
+                    activity.now(f"compiling kernel {number} of {len(misses)}")
+                    addresses[key] = task.result()
             except BaseException:
                 workers.shutdown(wait=True, cancel_futures=True)
                 raise

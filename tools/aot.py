@@ -7,6 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from kaun.tools.failures import reason, refuse
+from kaun.tools.files import writing
+from kaun.tools.status import shown
+
 _BUILD = """\
 A file that `save` wrote is exported for its machine, or for that of --target. module:function, or FILE.py:function,
 takes no arguments and returns what `kn.compile` or `kn.train.compile` returns,
@@ -73,25 +77,28 @@ def _build(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
             # What the file is for, unless another machine is asked for.
             machine = saved.described(given.function)[0].target
         else:
-            value, machine = subject.value_of(given.function), None
+            with shown(f"looking for {given.function}"):
+                value, machine = subject.value_of(given.function), None
     except (subject.SubjectError, OSError) as error:
-        parser.error(str(error))
+        refuse(parser.prog, error)
     except ValueError as error:
         if not subject.is_saved(given.function):
             raise  # of the function's own
-        parser.error(str(error))
+        refuse(parser.prog, error)
     if not isinstance(value, AheadOfTime):
-        parser.error(
-            f"{given.function} gave {type(value).__name__}, expected what kn.compile or kn.train.compile returns"
+        refuse(
+            parser.prog,
+            f"{given.function} gave {type(value).__name__}, expected what kn.compile or kn.train.compile returns",
         )
     try:
         machine = machine if wanted is None else target.named(wanted)
         value.warn_of_probes("kaun aot build")
-        exported = export.export(
-            value.artifact(machine), given.out, name=given.name, initial=given.initial, threads=given.threads
-        )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        with shown(f"exporting {given.function}"), writing(given.out):
+            exported = export.export(
+                value.artifact(machine), given.out, name=given.name, initial=given.initial, threads=given.threads
+            )
+    except ValueError as error:
+        refuse(parser.prog, error)
     except RuntimeError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -120,7 +127,7 @@ def _inspect(parser: argparse.ArgumentParser, file: str) -> int:
     try:
         print(aot_description.of_file(file), end="")
     except (ValueError, OSError) as error:
-        parser.error(printable(str(error)))
+        refuse(parser.prog, printable(reason(error)))
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from kaun.runtime.cache import KernelCache, default_cache
+from kaun.tools.files import size_in_words
 
 
 def main(arguments: Sequence[str], prog: str = "kaun cache") -> int:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str], prog: str = "kaun cache") -> int:
 def _show(cache: KernelCache) -> int:
     print(f"folder   {cache.folder}")
     print(f"entries  {cache.count():,}")
-    print(f"size     {_bytes(cache.size())}")
+    print(f"size     {size_in_words(cache.size())}")
     return 0
 
 
@@ -35,17 +36,7 @@ def _clear(cache: KernelCache) -> int:
     count, size = cache.count(), cache.size()
     cache.clear()
     left = cache.count()
-    print(f"Deleted {count - left:,} kernels ({_bytes(size - cache.size())}) from {cache.folder}.")
+    print(f"Deleted {count - left:,} kernels ({size_in_words(size - cache.size())}) from {cache.folder}.")
     if left:
         print(f"{left:,} are left: they could not be deleted, or were written meanwhile.")
     return 1 if count and left >= count else 0
-
-
-def _bytes(count: int) -> str:
-    """The size for people: "512 bytes", "1.5 MiB"."""
-    value, unit = float(count), "bytes"
-    for larger in ("KiB", "MiB", "GiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:,.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"

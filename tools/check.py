@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from kaun.tools import subject
 from kaun.tools.failures import refuse
+from kaun.tools.files import writing, wrote
+from kaun.tools.status import shown
 
 from kaun.debug import reproducer
-from kaun.debug.examination import Examination, examine_graph, random_inputs
+from kaun.debug.examination import examine_graph, random_inputs
 
 
 def main(arguments: Sequence[str], prog: str = "kaun check") -> int:
@@ -33,18 +34,20 @@ def compare(arguments: Sequence[str], prog: str, gradients: bool, description: s
     parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")
     parser.add_argument("--save", metavar="FILE.npz", help="write what disagrees to this file, for run, bisect, reduce")
     given = parser.parse_args(arguments)
-    try:
-        found = subject.find(given.target, given.part)
-        arrays = found.inputs if given.inputs is None else reproducer.load_inputs(given.inputs, found.graph)
-    except (ValueError, OSError) as error:
-        refuse(prog, error)
-    arrays = random_inputs(found.graph) if arrays is None else arrays
-    fault = examine_graph(found.graph, arrays, gradients=gradients)
-    result = Examination(1, len(found.graph.nodes), fault)
+    with shown(f"looking for {given.target}"):
+        try:
+            found = subject.find(given.target, given.part)
+            arrays = found.inputs if given.inputs is None else reproducer.load_inputs(given.inputs, found.graph)
+        except (ValueError, OSError) as error:
+            refuse(prog, error)
+        arrays = random_inputs(found.graph) if arrays is None else arrays
+        fault = examine_graph(found.graph, arrays, gradients=gradients)
     if fault is None:
-        print(f"All {result.nodes} nodes agree.")
+        print(f"All {len(found.graph.nodes):,} nodes agree.")
         return 0
     print(f"{given.target}: {fault}")
     if given.save:
-        print(f"Wrote {fault.save(given.save)}; `kaun reduce` makes it smaller.", file=sys.stderr)
+        with writing(given.save):
+            path = fault.save(given.save)
+        wrote(path, f"`kaun run {path}` runs it again, `kaun reduce {path}` makes it smaller")
     return 1

@@ -6,6 +6,7 @@ A tool is a module of this package with `main(arguments, prog) -> exit status`; 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -29,11 +30,35 @@ TOOLS: dict[str, str] = {
 
 # What a shell reports for a program ended by Ctrl-C.
 _INTERRUPTED = 130
+# How writing to standard output fails, but for a reader that has gone.
+_OUTPUT_LOST = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kaun TOOL ...` and return its exit status: 0 if all went well, 2 for arguments that make no sense."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    prog = f"kaun {given[0]}" if given and given[0] in TOOLS else "kaun"
+    try:
+        try:
+            return _run(given)
+        finally:
+            sys.stdout.flush()  # here, where it can be told if it fails
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        # Whoever read our output has gone, as in `kaun bench | head`, or its disk is full.
+        has_gone = isinstance(error, BrokenPipeError)
+        if error.filename is not None or not (has_gone or error.errno in _OUTPUT_LOST):
+            raise
+        if not has_gone:
+            print(f"{prog}: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        # The interpreter must not trip over it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(given: Sequence[str]) -> int:
     parser = _parser()
     # Options of the tool are the tool's business, so only the first word is looked at here.
     name = parser.parse_args(given[:1]).tool
@@ -42,18 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     tool = importlib.import_module(f"kaun.tools.{name}")
     from kaun.tools.failures import UserCodeError  # after the tool, which is what takes time to load
+    from kaun.tools.files import OutputError
 
     try:
         return int(tool.main(given[1:], prog=f"kaun {name}"))
-    except UserCodeError as error:
+    except (UserCodeError, OutputError) as error:
         print(f"kaun {name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone, as in `kaun bench | head`; the interpreter must not trip over it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -26,6 +26,8 @@ def runs(folder: str | os.PathLike[str]) -> list[dict[str, list[tuple[int, float
         from tensorboardX.proto.event_pb2 import Event
     except ImportError as error:
         raise ValueError("tensorboardX is not installed; install it with pip install 'kaun[log]'") from error
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {os.fspath(folder)!r}")
     files = sorted(Path(folder).glob("*tfevents*"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not files:
         raise ValueError(f"{folder} holds no event files; kn.train.fit(..., log_dir={str(folder)!r}) writes them")

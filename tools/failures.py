@@ -49,5 +49,12 @@ def _is_machinery(file: str) -> bool:
 
 def refuse(prog: str, error: object) -> NoReturn:
     """End the tool with this message and no more; how its options are used is for those who got them wrong."""
-    print(f"{prog}: {error}", file=sys.stderr)
+    print(f"{prog}: {reason(error)}", file=sys.stderr)
     raise SystemExit(_REFUSED)
+
+
+def reason(error: object) -> str:
+    """What an error says, for people: one of the system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot read {error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

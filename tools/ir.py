@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from kaun.compiler.pipeline import STAGES
+from kaun.runtime import activity
 from kaun.tools import subject
 from kaun.tools.failures import refuse
+from kaun.tools.status import shown
 
 from kaun.compiled import Stages
 from kaun.debug.native import host_compilation
@@ -26,9 +28,12 @@ def main(arguments: Sequence[str], prog: str = "kaun ir") -> int:
     parser.add_argument("--stage", choices=ALL, default="traced", metavar="STAGE", help="default: traced")
     parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")
     given = parser.parse_args(arguments)
-    try:
-        graph = subject.find(given.target, given.part).graph
-    except subject.SubjectError as error:
-        refuse(prog, error)
-    print(Stages(host_compilation(graph))[given.stage], end="")
+    with shown(f"looking for {given.target}"):
+        try:
+            graph = subject.find(given.target, given.part).graph
+        except subject.SubjectError as error:
+            refuse(prog, error)
+        activity.now(f"making the stage {given.stage}")
+        text = Stages(host_compilation(graph))[given.stage]
+    print(text, end="")
     return 0

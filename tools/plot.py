@@ -12,6 +12,7 @@ from typing import Any
 
 from kaun.compiler.ir.text import visible
 from kaun.tools import event_files
+from kaun.tools.files import writing, wrote
 
 from kaun import whole_files
 
@@ -39,11 +40,13 @@ def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
     given = parser.parse_args(arguments)
     path = Path(given.out) if given.out else Path(given.folder) / "training.png"
     try:
-        draw(event_files.runs(given.folder), path, Path(given.folder).resolve().name)
+        runs = event_files.runs(given.folder)
+        with writing(path):
+            draw(runs, path, Path(given.folder).resolve().name)
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    print(path)
+    wrote(path, "the curves of the log", is_result=True)
     return 0
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from kaun.tools import subject
 from kaun.tools.failures import refuse
+from kaun.tools.files import writing, wrote
+from kaun.tools.status import shown
 
 from kaun import execution, profiling
 from kaun.debug.native import host_compilation
@@ -29,16 +31,20 @@ def main(arguments: Sequence[str], prog: str = "kaun profile") -> int:
     parser.add_argument("--trace", metavar="JSON", help="write a trace of the threads to this file")
     given = parser.parse_args(arguments)
     try:
-        found = subject.find(given.target, given.part)
-        made = profile_of(found, given.seconds)
+        with shown(f"looking for {given.target}"):
+            made = profile_of(subject.find(given.target, given.part), given.seconds)
         print(made.table(given.top or None))
         if given.plot:
-            made.plot(given.plot)
+            with writing(given.plot):
+                made.plot(given.plot)
+            wrote(given.plot, "the roofline; the numbers in it are those of the table")
         if given.trace:
-            made.save_trace(given.trace)
+            with writing(given.trace):
+                made.save_trace(given.trace)
+            wrote(given.trace, "open it in https://ui.perfetto.dev or chrome://tracing")
     except subject.SubjectError as error:
         refuse(prog, error)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kaun.compiler.ir import print_graph
 from kaun.tools.failures import refuse
+from kaun.tools.files import writing, wrote
+from kaun.tools.status import shown
 
 from kaun.debug import reproducer
 from kaun.debug.examination import examine_graph
@@ -52,13 +55,17 @@ def main(arguments: Sequence[str], prog: str = "kaun reduce") -> int:
         kept = reproducer.load(given.file)
     except (ValueError, OSError) as error:
         refuse(prog, error)
-    failure = failure_of(kept)
-    if failure is None:
-        print(f"{given.file} does not fail here: compiled code and interpreter agree.", file=sys.stderr)
-        return 1
-    print(failure[0], file=sys.stderr)
-    small = shrink(kept, failure[1], given.tries)
-    path = small.save(given.output or f"{given.file.removesuffix('.npz')}.small.npz")
+    with shown(f"looking at {given.file}"):
+        failure = failure_of(kept)
+        if failure is None:
+            print(f"{given.file} does not fail here: compiled code and interpreter agree.", file=sys.stderr)
+            return 1
+        print(failure[0], file=sys.stderr)
+        small = shrink(kept, failure[1], given.tries)
+    path: str | Path = given.output or f"{given.file.removesuffix('.npz')}.small.npz"
+    with writing(path):
+        path = small.save(path)
     print(print_graph(small.graph), end="")
-    print(f"{len(kept.graph.nodes)} nodes became {len(small.graph.nodes)}; wrote {path}.", file=sys.stderr)
+    print(f"{len(kept.graph.nodes)} nodes became {len(small.graph.nodes)}.", file=sys.stderr)
+    wrote(path, f"`kaun run {path}` runs it")
     return 0

@@ -14,6 +14,8 @@ from kaun.compiler.schedule.parse import parse_kernel
 from kaun.compiler.schedule.run import run_kernel
 from kaun.tools import subject
 from kaun.tools.failures import refuse
+from kaun.tools.files import writing, wrote
+from kaun.tools.status import shown
 
 from kaun.debug import native, reproducer
 
@@ -35,13 +37,17 @@ def main(arguments: Sequence[str], prog: str = "kaun run") -> int:
     )
     parser.add_argument("--output", metavar="Y.npz", help="write the results to this file instead of showing them")
     given = parser.parse_args(arguments)
-    try:
-        results = _results(given.file, given.inputs, given.backend == "compiled")
-    except (ValueError, OSError) as error:
-        refuse(prog, error)
+    with shown(f"running {given.file}"):
+        try:
+            results = _results(given.file, given.inputs, given.backend == "compiled")
+        except (ValueError, OSError) as error:
+            refuse(prog, error)
     if given.output:
         stored: dict[str, Any] = {name: reproducer.storable(array) for name, array in results.items()}
-        np.savez(given.output, **stored)
+        path = given.output if given.output.endswith(".npz") else f"{given.output}.npz"  # as `savez` does
+        with writing(path):
+            np.savez(path, **stored)
+        wrote(path, "numpy.load reads it")
     else:
         for name, array in results.items():
             print(f"{name} {dtypes.of(array.dtype)}{list(array.shape)}\n{array}")

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from kaun.compiler.ir import Graph, parse_graph
+from kaun.runtime import activity
 from kaun.runtime.saved_file import MAGIC
-from kaun.tools.failures import UserCodeError, code_of
+from kaun.tools.failures import UserCodeError, code_of, reason
 
 from kaun import saved, train
 from kaun.compiled import AheadOfTime
@@ -77,7 +78,7 @@ def is_saved(name: str) -> bool:
         with open(name, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
-        raise SubjectError(f"cannot read {name}: {error.strerror or error}") from error
+        raise SubjectError(reason(error)) from error
 
 
 def _refuse_export(name: str) -> None:
@@ -103,7 +104,7 @@ def _of_saved(name: str, part: str | None) -> Subject:
     try:
         return _part(name, _graphs(saved.load(name, recompile=True)), part)
     except (ValueError, OSError) as error:
-        raise SubjectError(str(error)) from error
+        raise SubjectError(reason(error)) from error
 
 
 def _part(name: str, graphs: dict[str, Graph], part: str | None) -> Subject:
@@ -120,7 +121,7 @@ def read_text(name: str) -> str:
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise SubjectError(f"cannot read {name}: {error}") from error
+        raise SubjectError(reason(error) if isinstance(error, OSError) else f"{name} is no text: {error}") from error
 
 
 def kind_of(text: str) -> str:
@@ -164,6 +165,7 @@ def value_of(name: str) -> Any:
         inspect.signature(made).bind()
     except (TypeError, ValueError) as error:
         raise SubjectError(f"{name} has to be a function without arguments: {error}") from error
+    activity.now(f"running {name}")
     with code_of(name):
         return made()
 

@@ -21,6 +21,7 @@ from kaun.compiler.ir.interpreter import evaluate
 from kaun.debug.faults import Fault
 from kaun.debug.reproducer import Reproducer
 from kaun.debug.rounding import Difference
+from kaun.runtime import activity
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,17 +45,21 @@ def find_wrong_gradient(forward: Graph, arrays: Sequence[Array]) -> Fault | None
     values: dict[Node, Array] = dict(zip(forward.inputs, map(np.asarray, arrays), strict=True))
     evaluate(forward, arrays, observe=values.__setitem__)
     checked: set[Any] = set()
-    for node in forward.nodes[len(forward.inputs) :]:
+    for number, node in enumerate(forward.nodes[len(forward.inputs) :], 1):
         name = (node.op, tuple(map(repr, node.attributes.items())), tuple((c.dtype, c.shape) for c in node.inputs))
         if name in checked or node.op.name not in RULES or not node.dtype.is_float or node.op in _NOT_COMPARED:
             continue
         checked.add(name)
+        activity.now(
+            f"comparing gradient rules: {node.op.name}, node {number} of {len(forward.nodes) - len(forward.inputs)}"
+        )
         given = [values[child] for child in node.inputs]
         difference = _wrong_rule(node, given)
         if difference is not None:
             single, kept = _single(node, given)
             reason = f"the gradient rule of `{node.op.name}` differs from differences of `{node.op.name}` itself"
             return Fault("gradient", node.op.name, node, difference, reason, Reproducer(single, kept))
+    activity.now("comparing the gradient of the whole graph")
     return _wrong_in_graph(forward, arrays)
 
 

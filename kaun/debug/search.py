@@ -30,6 +30,7 @@ from kaun.debug import native
 from kaun.debug.faults import Fault
 from kaun.debug.reproducer import Reproducer
 from kaun.debug.rounding import Difference, Expected, exact_difference, expect
+from kaun.runtime import activity
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,6 +40,7 @@ _MOST_NODES = 64
 
 def find_fault(graph: Graph, arrays: Sequence[Array]) -> Fault | None:
     """The first disagreement between the interpreter and what is compiled of `graph`, on these inputs."""
+    activity.now(f"interpreting {len(graph.nodes):,} nodes")
     graph, arguments = isolate_inputs(graph), tuple(np.asarray(array) for array in arrays)
     expected = expect(graph, arguments)
     whole = Reproducer(graph, arguments)
@@ -71,6 +73,7 @@ def _in_passes(graph: Graph, arguments: tuple[Array, ...], expected: Expected) -
     """The first of the standard passes after which the outputs are others."""
     before = graph
     for name in passes.STANDARD:
+        activity.now(f"comparing the graph before and after pass {name}")
         kept = Reproducer(before, arguments)
         try:
             after = passes.run(before, [name])
@@ -119,6 +122,7 @@ def _in_kernels(compilation: Compilation, arguments: tuple[Array, ...]) -> Fault
     values: dict[Node, Array] = dict(zip(graph.inputs, arguments, strict=True))
     evaluate(graph, arguments, observe=values.__setitem__)
     for number, scheduled in enumerate(compilation.kernels):
+        activity.now(f"comparing kernel {number + 1} of {len(compilation.kernels)}")
         part = _part(graph, scheduled)
         given = tuple(np.array(values[node], order="C") for node in part.inputs)
         expected = expect(part, given)
@@ -226,6 +230,7 @@ def _inputs_named(graph: Graph, given: tuple[Array, ...]) -> tuple[Graph, tuple[
 
 def _in_program(compilation: Compilation, kept: Reproducer) -> Fault | None:
     """What is wrong with the program although every kernel is right: it gives other bits than they do one by one."""
+    activity.now("comparing the program with its kernels one by one")
     alone = _one_by_one(compilation, kept.inputs)
     for in_place in (False, True):
         try:

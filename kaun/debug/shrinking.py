@@ -14,6 +14,7 @@ import numpy as np
 from kaun.compiler.ir import Graph, Node, ops, rebuild, source, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.debug.reproducer import Array, Reproducer
+from kaun.runtime import activity
 
 Fails = Callable[[Reproducer], bool]
 
@@ -35,6 +36,7 @@ def shrink(failure: Reproducer, fails: Fails, most_tries: int = 600) -> Reproduc
                 smaller = False
                 for candidate in variants(failure):
                     tries += 1
+                    activity.now(f"shrinking: {len(failure.graph.nodes)} nodes left, variant {tries} of {most_tries}")
                     if _holds(fails, candidate):
                         failure, smaller, improved = candidate, True, True
                         break

@@ -13,6 +13,8 @@ from kaun.runtime.threads import num_threads
 from kaun.tools.bench import measure, report
 from kaun.tools.bench.problems import GROUPS, PROBLEMS, chosen
 from kaun.tools.bench.workers import System, WorkerError, kaun_system, peer_systems
+from kaun.tools.failures import reason, refuse
+from kaun.tools.files import writing, wrote
 from rich.console import Console
 
 # Of tables that go to a file.
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
         problems = chosen(options.only)
         systems = _systems(options)
     except ValueError as error:
-        parser.error(str(error))
+        refuse(prog, error)
     settings = measure.Settings(
         threads=options.threads or num_threads(),
         rounds=options.rounds,
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str], prog: str = "kaun bench") -> int:
 
 
 def _report(benchmark: measure.Benchmark, options: argparse.Namespace) -> int:
-    """Print a benchmark's tables and draw its plot as the options say. The exit status is 0."""
+    """Print a benchmark's tables and draw its plot as the options say. The exit status is 1 if there is no plot."""
     made = report.tables(benchmark, least=options.least, kernels=not options.no_kernels)
     if options.markdown:
         print(f"{report.description(benchmark)}\n\n{report.markdown(made)}", end="")
@@ -68,13 +70,22 @@ def _report(benchmark: measure.Benchmark, options: argparse.Namespace) -> int:
     if options.plot:
         from kaun.tools.bench import plot  # needs matplotlib, which nothing else does
 
-        plot.save(benchmark, options.plot, least=options.least)
+        try:
+            with writing(options.plot):
+                plot.save(benchmark, options.plot, least=options.least)
+        except ValueError as error:
+            print(f"{options.prog}: {error}", file=sys.stderr)
+            return 1
+        wrote(options.plot, "ratios to the best peer and shares of the limit")
+    if options.json and not options.show:
+        wrote(options.json, f"`kaun bench --show {options.json}` prints these tables again")
     return 0
 
 
 def _save(file: str | None, benchmark: measure.Benchmark) -> None:
     if file:
-        Path(file).write_text(json.dumps(dataclasses.asdict(benchmark), indent=1) + "\n")
+        with writing(file):
+            Path(file).write_text(json.dumps(dataclasses.asdict(benchmark), indent=1) + "\n")
 
 
 def _saved(files: Sequence[str]) -> measure.Benchmark:
@@ -84,7 +95,9 @@ def _saved(files: Sequence[str]) -> measure.Benchmark:
         try:
             one = measure.Benchmark.of_record(json.loads(Path(file).read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"bench.main: {file} is no benchmark that --json wrote: {error!r}") from error
+            if isinstance(error, OSError):
+                raise ValueError(reason(error)) from error
+            raise ValueError(f"{file} is no benchmark that --json wrote: {error!r}") from error
         together = one if together is None else together.with_more(one)
     assert together is not None
     return together
@@ -133,7 +146,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--show", nargs="+", metavar="FILE", help="measure nothing: report what --json wrote to these files before"
     )
-    parser.add_argument("--plot", metavar="PNG", help="draw ratios and shares of the limit (needs matplotlib)")
+    parser.set_defaults(prog=prog)
+    parser.add_argument("--plot", metavar="PNG", help="draw ratios and shares of the limit (pip install 'kaun[plot]')")
     return parser
 
 

@@ -135,7 +135,7 @@ class Benchmark:
         """
         ours, theirs = ((b.threads, b.peaks["target"]) for b in (self, other))
         if ours != theirs:
-            raise ValueError(f"measure.with_more: got runs on {theirs[0]} threads of {theirs[1]} and on {ours}")
+            raise ValueError(f"got runs on {theirs[0]} threads of {theirs[1]} and on {ours}")
         later = {result.name for result in other.results}
         results = [*(result for result in self.results if result.name not in later), *other.results]
         return Benchmark(self.threads, self.systems | other.systems, _best(self.peaks, other.peaks), results)

@@ -19,10 +19,10 @@ def save(benchmark: Benchmark, file: str | Path, *, least: bool = False) -> None
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("bench.plot: matplotlib is not installed; install it with pip install 'kaun[plot]'") from error
+        raise ValueError("matplotlib is not installed; install it with pip install 'kaun[plot]'") from error
     rows = [result for result in benchmark.results if result.kind in ("step", "operation")]
     if not rows:
-        raise ValueError("bench.plot: got a benchmark without steps and operations, expected at least one")
+        raise ValueError("got a benchmark without steps and operations: there is nothing to draw")
     figure = Figure(figsize=(12, 1.4 + 0.25 * len(rows)), layout="constrained")
     ratios, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = list(range(len(rows)))

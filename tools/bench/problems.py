@@ -109,7 +109,7 @@ def chosen(names: Sequence[str]) -> list[Problem]:
         else:
             groups, problems = ", ".join(GROUPS), ", ".join(problem.name for problem in PROBLEMS)
             raise ValueError(
-                f"problems.chosen: got {name!r}, expected one of the groups {groups} or of the problems {problems}"
+                f"got {name!r}, expected one of the groups {groups} or of the problems {problems}"
             )
     return [problem for problem in PROBLEMS if problem.name in wanted]
 

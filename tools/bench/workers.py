@@ -65,9 +65,10 @@ def _versions(python: str, distributions: set[str]) -> dict[str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(f"workers.peer_systems: cannot run {python}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"cannot run {python}: {why}") from error
     if done.returncode:
-        raise ValueError(f"workers.peer_systems: {python} failed: {done.stderr.strip()[-300:]}")
+        raise ValueError(f"{python} failed: {done.stderr.strip()[-300:]}")
     versions: dict[str, str] = json.loads(done.stdout)
     return versions
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import webbrowser
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from kaun.compiler.ir import Graph
-from kaun.runtime import engine
+from kaun.runtime import activity, engine
 from kaun.runtime import target as targets
 from kaun.runtime.profile import time_calls
 from kaun.tools import subject
+from kaun.tools.failures import refuse
+from kaun.tools.files import writing, wrote
+from kaun.tools.status import shown
 from kaun.tools.viz.formats import FORMATS, as_networkx
 from kaun.tools.viz.model import GRAPH_STAGES, Model, make_model
 from kaun.tools.viz.page import page
@@ -20,6 +23,13 @@ from kaun.tools.viz.page import page
 from kaun import execution, whole_files
 from kaun.debug.native import host_compilation
 
+_PURPOSES = {
+    "html": "open it in a browser (--open does)",
+    "dot": "draw it with Graphviz: dot -Tsvg FILE",
+    "svg": "open it in a browser",
+    "graphml": "open it in yEd, Gephi or Cytoscape, or read it with networkx.read_graphml",
+    "json": "read it with networkx.node_link_graph",
+}
 # Each kernel is repeated for so long.
 _SECONDS = 0.004
 
@@ -43,21 +53,20 @@ def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
     given = parser.parse_args(arguments)
     place, colon, function = given.target.rpartition("/")[2].rpartition(":")
     name = (place if place.endswith(".py") else place.rpartition(".")[2]) + colon + function
-    try:
-        found = subject.find(given.target, given.part)
-    except subject.SubjectError as error:
-        parser.error(str(error))
-    if given.format == "html":
-        text = page(model_of(found.graph, name, times=not given.no_times))
-    else:
-        text = FORMATS[given.format](as_networkx(getattr(host_compilation(found.graph), given.stage)))
     path = Path(given.out or name.replace(".py", "").replace(":", "-").replace(".", "-") + f".{given.format}")
-    try:
-        whole_files.write(path, text.encode())
-    except OSError as error:
-        print(f"{prog}: cannot write {path}: {error}", file=sys.stderr)
-        return 1
-    print(path)
+    with shown(f"looking for {given.target}"):
+        try:
+            found = subject.find(given.target, given.part)
+        except subject.SubjectError as error:
+            refuse(prog, error)
+        if given.format == "html":
+            text = page(model_of(found.graph, name, times=not given.no_times))
+        else:
+            activity.now(f"drawing {given.stage}")
+            text = FORMATS[given.format](as_networkx(getattr(host_compilation(found.graph), given.stage)))
+        with writing(path):
+            whole_files.write(path, text.encode())
+    wrote(path, _PURPOSES[given.format], is_result=True)
     if given.open:
         webbrowser.open(path.resolve().as_uri())
     return 0
@@ -68,11 +77,20 @@ def model_of(graph: Graph, title: str, *, times: bool = True) -> Model:
     target = targets.host()
     compilation = host_compilation(graph)
     seconds = None
+    activity.now(f"compiling a graph of {len(graph.nodes):,} nodes")
+    program = compilation.program
     if times:
         inputs = [execution.Storage.of(array) for array in subject.example_inputs(graph)]
         addresses = [storage.address for storage in inputs]
-        seconds = time_calls(execution.compiled(graph).executable, addresses, seconds=_SECONDS)
-    program = compilation.program
+        executable = execution.compiled(graph).executable
+        activity.now(f"timing {len(program.calls)} kernels")
+        seconds = time_calls(executable, addresses, seconds=_SECONDS)
     launches = "1 launch" if len(program.bundles) == 1 else f"{len(program.bundles)} launches"
     summary = f"{len(program.calls)} kernels in {launches} for {target.name}"
-    return make_model(title, compilation, lambda llvm: engine.assembly(llvm, target), seconds, summary)
+    numbers = count(1)
+
+    def assembly(llvm: str) -> str:
+        activity.now(f"writing out kernel {next(numbers)} of {len(program.kernels)}")
+        return engine.assembly(llvm, target)
+
+    return make_model(title, compilation, assembly, seconds, summary)
