@@ -221,17 +221,35 @@ def test_a_node_lights_its_very_lines_and_brings_them_into_view(softmax):
         assert len(lines_picked(softmax, name)) > 3
         assert softmax.evaluate(f"[...{pane}.picked].some((line) => {pane}.isInView(line))")
         assert softmax.locator(".line.picked").count() > 0
-    assert softmax.locator(".line.whole").count() == 0
+    assert softmax.locator(".line.nearest").count() == 0
 
 
 def test_where_no_line_is_known_all_of_the_kernel_is_lit_more_weakly(softmax):
     click_on(softmax, "loop", "parallel")
     assert "kernel 0" in softmax.inner_text("#selection b")
-    assert lines_picked(softmax, "loop") == [] and softmax.locator(".line.whole").count() > 10
-    colours = softmax.evaluate(
-        "['--picked', '--picked-whole', '--pane'].map((name) => getComputedStyle(document.body).getPropertyValue(name))"
-    )
+    assert lines_picked(softmax, "loop") == [] and softmax.locator(".line.nearest").count() > 10
+    names = ["--picked", "--picked-nearest", "--pane"]
+    colours = softmax.evaluate(f"{names}.map((name) => getComputedStyle(document.body).getPropertyValue(name))")
     assert len(set(colours)) == 3
+
+
+def test_what_became_part_of_another_instruction_is_shown_there_more_faintly(program, tmp_path):
+    compiled = kn.compile(lambda x, y: nx.exp(x) * y + 3.0, kn.spec((64, 100)), kn.spec((64, 100)))
+    made = viz.model_of(compiled.functions["call"].graph, "multiply-add", times=False)
+    (module,) = made.data["modules"]
+    (line,) = [n for n, text in enumerate(module["loop"].splitlines(), 1) if "mul(" in text]
+    fused = all(line not in module["sets"][number] for number in module["lines"]["assembly"][::2])
+    (tmp_path / "page.html").write_text(page(made), encoding="utf-8")
+    with opened(program, (tmp_path / "page.html").as_uri()) as tab:
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        tab.evaluate(f"viewer.select(Selection.ofCode(viewer.model, 0, 'loop', {line - 1}))")
+        assert any("fmul" in text for text in lines_picked(tab, "llvm"))
+        pane = "viewer.code.assembly"
+        nearest = tab.evaluate(f"[...{pane}.nearest].map((line) => {pane}.lines[line].trim())")
+        assert bool(nearest) == fused and bool(lines_picked(tab, "assembly")) != fused
+        if fused:
+            assert any(re.match(r"v?f\w*m\w*(add|la)", text) for text in nearest)
+            assert tab.evaluate(f"[...{pane}.nearest].some((line) => {pane}.isInView(line))")
 
 
 def test_what_is_given_leads_to_where_it_is_loaded(softmax):

@@ -67,11 +67,38 @@ class Module {
     return this.spread[name][line] || [];
   }
 
-  // The lines of a text that are for these lines of loop IR.
+  // The lines of a text that are for these lines of loop IR, and of those that have none (a product, where it is part of a
+  // multiply-add) the lines for what uses them: {own, nearest}
   linesFor(name, wanted) {
-    const found = new Set();
-    this.lines(name).forEach((_, line) => this.loopLines(name, line).some((one) => wanted.has(one)) && found.add(line));
-    return found;
+    const [own, nearest, there] = [new Set(), new Set(), new Map()];
+    this.lines(name).forEach((_, line) => {
+      for (const one of this.loopLines(name, line)) {
+        if (!there.has(one)) there.set(one, []);
+        there.get(one).push(line);
+      }
+    });
+    for (const one of wanted) for (const line of there.get(one) || []) own.add(line);
+    const next = [...wanted].filter((one) => !there.has(one));
+    for (const one of next) {
+      for (const user of this.users(one)) {
+        if (there.has(user)) there.get(user).forEach((line) => own.has(line) || nearest.add(line));
+        else if (!next.includes(user)) next.push(user);
+      }
+    }
+    return { own, nearest };
+  }
+
+  // The lines of loop IR that use what one of them defines, all counted from 1.
+  users(line) {
+    if (!this.uses) {
+      this.uses = new Map();
+      this.lines("loop").forEach((text, i) => {
+        const [, defined, rest] = /^\s*(?:([vsp]\d+) = )?(.*)$/.exec(text);
+        for (const name of new Set(rest.match(/\b[vsp]\d+\b/g) || [])) if (name !== defined) this.uses.set(name, [...(this.uses.get(name) || []), i + 1]);
+      });
+    }
+    const [, defined] = /^\s*([vsp]\d+) = /.exec(this.lines("loop")[line - 1]) || [];
+    return this.uses.get(defined) || [];
   }
 }
 

@@ -285,7 +285,8 @@ class Viewer {
     for (const [name, pane] of Object.entries(this.code)) {
       const lines = module.lines(name);
       const begins = lines.findIndex((line) => /^(define .*@"?|_?)kernel_\d+"?[:(]/.test(line));
-      pane.show(lines, note, code ? module.linesFor(name, code) : new Set(), new Set(), Math.max(0, begins), !code);
+      const { own, nearest } = code ? module.linesFor(name, code) : { own: new Set(), nearest: new Set(lines.keys()) };
+      pane.show(lines, note, own, new Set(), Math.max(0, begins), nearest);
     }
   }
 

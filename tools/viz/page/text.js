@@ -16,7 +16,7 @@ class TextPane {
     this.lines = [];
     this.picked = new Set();
     this.marked = new Set();
-    this.whole = false;
+    this.nearest = new Set();
     this.first = 0;
     this.body.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.body);
@@ -27,15 +27,16 @@ class TextPane {
     parent.append(this.element);
   }
 
-  // A new text starts at line `begin`; lines picked are brought into view. `whole`: all of the text is meant, more or less.
-  show(text, note = "", picked = new Set(), marked = new Set(), begin = 0, whole = false) {
+  // A new text starts at line `begin`; lines picked are brought into view, or those that come nearest to what
+  // is meant, which are shown more faintly.
+  show(text, note = "", picked = new Set(), marked = new Set(), begin = 0, nearest = new Set()) {
     const lines = Array.isArray(text) ? text : text.split("\n");
     const same = lines === this.lines || (lines.length === this.lines.length && lines.every((l, i) => l === this.lines[i]));
     this.note.textContent = note;
     this.note.title = note;
     this.picked = picked;
     this.marked = marked;
-    this.whole = whole;
+    this.nearest = nearest;
     if (!same) {
       this.lines = lines;
       this.sizer.style.height = `${lines.length * LINE_HEIGHT}px`;
@@ -44,7 +45,8 @@ class TextPane {
       this.body.scrollLeft = 0;
     }
     // The first line of a graph's text names all its inputs: it is shown only if nothing else is picked.
-    const shown = picked.size > 1 ? [...picked].filter((line) => line > 0) : [...picked];
+    const some = picked.size || nearest.size === lines.length ? picked : nearest;
+    const shown = some.size > 1 ? [...some].filter((line) => line > 0) : [...some];
     if (shown.length && !shown.some((line) => this.isInView(line))) this.reveal(longestRun(shown));
     this.draw();
   }
@@ -64,7 +66,7 @@ class TextPane {
     const rows = [];
     for (let i = from; i < to; i++) {
       const row = document.createElement("div");
-      row.className = this.picked.has(i) ? "line picked" : this.whole ? "line whole" : "line";
+      row.className = this.picked.has(i) ? "line picked" : this.nearest.has(i) ? "line nearest" : "line";
       row.style.top = `${i * LINE_HEIGHT}px`;
       row.dataset.line = i;
       const gutter = document.createElement("span");
