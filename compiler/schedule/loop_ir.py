@@ -407,14 +407,16 @@ class Substitution:
 
     def _replace(self, value: Value) -> Value:
         if isinstance(value, IndexValue):
-            return replace(value, index=self.index(value.index))
+            return IndexValue(value.dtype, self.index(value.index), origin=value.origin)
         if isinstance(value, Load):
-            return replace(value, index=self.index(value.index), guard=self.guard(value.guard))
+            place, guard = self.index(value.index), self.guard(value.guard)
+            return Load(value.dtype, value.buffer, place, guard, origin=value.origin)
         if isinstance(value, Guarded):
             inside, outside = self.value(value.inside), self.value(value.outside)
             return replace(value, conditions=self.guard(value.conditions), inside=inside, outside=outside)
         if isinstance(value, Apply):
-            return replace(value, arguments=tuple(map(self.value, value.arguments)))
+            arguments = tuple(map(self.value, value.arguments))
+            return Apply(value.dtype, value.name, arguments, value.argument_dtype, origin=value.origin)
         if isinstance(value, Reduced):
             reduction = self.reductions.get(value.reduction, value.reduction)
             return replace(value, reduction=reduction, outer=self._variables(value.outer))
