@@ -25,6 +25,7 @@ chunk changes nothing, so a result has the same bits on any number of threads.
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -32,44 +33,13 @@ from llvmlite import ir
 from ..schedule.loop_ir import Origin
 from .column_sums import ColumnSums, FinishColumns
 from .contraction_blocking import Blocking, Contraction, Operand, plan, readable_in_place
-from .contraction_packing import pack_memory_a, pack_memory_b
-from .control_flow import INDEX, block_range, counted_loop, divide, index, offset, on_first, smaller
+from .contraction_packing import Memory, Packed, pack_b, pack_memory_a
+from .control_flow import INDEX, block_range, clear, counted_loop, divide, index, offset, on_first, smaller
 from .locations import located
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 
 __all__ = ["Blocking", "Contraction", "Memory", "Operand", "Packed", "emit", "plan"]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """An operand in plain memory with the strides its `Operand` declares.
-
-    pointer(builder, batch) -> ptr to the operand's element (0, 0) of batch entry `batch` (an i64 value).
-    """
-
-    pointer: Callable[[ir.IRBuilder, ir.Value], ir.Value]
-    origin: Origin = None
-
-
-@dataclass(frozen=True)
-class Packed:
-    """An operand whose values are computed while it is packed.
-
-    pack(builder, destination, batch, row, rows, column, columns) emits code that writes the part
-    [row, row + rows) x [column, column + columns) of the operand's matrix; all but the first two are i64 values.
-
-    For A the rows are m and the columns k: 1 <= rows <= mr, or mc with a_block, and element (i, p) goes to
-        destination[i * blocking.a_panel[0] + p * blocking.a_panel[1]];
-    rows that are not asked for need not be written.
-    For B the rows are k and the columns n: 1 <= columns <= nc, and element (p, j) of the part goes to
-        destination[(j // nr) * rows * nr + p * nr + j % nr];
-    the last panel's columns past `columns` must hold some ordinary number (zero), as they are multiplied and dropped.
-    Destinations are aligned to a vector (A's when its rows are together, B's always).
-    """
-
-    pack: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value], None]
-    origin: Origin = None
 
 
 # finish(builder, batch, m, n, sums, valid): evaluate the epilogue of C[batch, m, n : n + valid] and store it. `sums` is
@@ -262,7 +232,8 @@ def _emit_block(
     padded_n = -(-blocking.nc // blocking.nr) * blocking.nr
     on_the_way = _packs_on_the_way(contraction, blocking)
     if template.k_blocks > 1:
-        _clear_tiles(template, -(-blocking.mc // blocking.mr) * blocking.mr * padded_n)
+        vector, rows = ir.VectorType(template.scalar, blocking.lanes), -(-blocking.mc // blocking.mr) * blocking.mr
+        clear(builder, template.tiles, vector, rows * padded_n, blocking.lanes * _bytes(contraction))
     sums = _column_sums(template)
     if sums is not None:
         sums.clear()
@@ -272,11 +243,8 @@ def _emit_block(
         if blocking.keep_b:
             b_panels = offset(builder, b_panels, template.scalar, (k_start, padded_n))
         if not (blocking.direct_b or on_the_way) and contraction.k:
-            if fresh is not None:
-                with builder.if_then(fresh):
-                    _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
-            else:
-                _pack_b(template, b_panels, batch, (k_start, k_count), n_range)
+            with builder.if_then(fresh) if fresh is not None else nullcontext():
+                pack_b(builder, contraction, blocking, template.b, b_panels, batch, (k_start, k_count), n_range)
         if blocking.a_block and contraction.k:
             assert isinstance(template.a, Packed)
             with located(builder, template.a.origin):
@@ -344,33 +312,9 @@ def _add_column_sums(
     sums.add(panel, k_range[1], n_range[1])
 
 
-def _clear_tiles(template: _Template, count: int) -> None:
-    """Zero the tiles that the k blocks add up in."""
-    builder, lanes = template.builder, template.blocking.lanes
-    vector = ir.VectorType(template.scalar, lanes)
-    with counted_loop(builder, 0, count, lanes, name="clear") as at:
-        pointer = offset(builder, template.tiles, template.scalar, (at, 1))
-        builder.store(ir.Constant(vector, None), pointer, align=lanes * _bytes(template.contraction))
-
-
 def _tile_count(builder: ir.IRBuilder, start: ir.Value, count: ir.Value, tile: int, total: int) -> ir.Value:
     """Rows (or columns) of the tile at `start` of a block; a constant if all tiles are whole."""
     return index(tile) if total % tile == 0 else smaller(builder, builder.sub(count, start), tile)
-
-
-def _pack_b(
-    template: _Template,
-    destination: ir.Value,
-    batch: ir.Value,
-    k_range: tuple[ir.Value, ir.Value],
-    n_range: tuple[ir.Value, ir.Value],
-) -> None:
-    with located(template.builder, template.b.origin):
-        if isinstance(template.b, Packed):
-            template.b.pack(template.builder, destination, batch, *k_range, *n_range)
-            return
-        source = template.b.pointer(template.builder, batch)
-        pack_memory_b(template.builder, template.contraction, template.blocking, source, destination, k_range, n_range)
 
 
 def _a_panel(

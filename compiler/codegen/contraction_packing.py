@@ -1,18 +1,52 @@
-"""Packs plain operands of a contraction into panels: vector copies, or transposes in registers."""
+"""Packs operands of a contraction into panels: vector copies, transposes in registers, or whatever computes them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 from llvmlite import ir
 
+from ..schedule.loop_ir import Origin
 from .contraction_blocking import Blocking, Contraction
 from .control_flow import counted_loop, index, offset, smaller
+from .locations import located
 from .micro_kernel import element_type, load_vector
 from .vector_target import element_bits
 
 _SEGMENT_BYTES = 16  # most instruction sets shuffle freely only within 128 bits; longer moves go by whole segments
 
 _LARGEST_SQUARE = 16  # a transpose of lanes x lanes takes lanes * log2(lanes) shuffles: beyond this, too much code
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An operand in plain memory with the strides its `Operand` declares.
+
+    pointer(builder, batch) -> ptr to the operand's element (0, 0) of batch entry `batch` (an i64 value).
+    """
+
+    pointer: Callable[[ir.IRBuilder, ir.Value], ir.Value]
+    origin: Origin = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An operand whose values are computed while it is packed.
+
+    pack(builder, destination, batch, row, rows, column, columns) emits code that writes the part
+    [row, row + rows) x [column, column + columns) of the operand's matrix; all but the first two are i64 values.
+
+    For A the rows are m and the columns k: 1 <= rows <= mr, or mc with a_block, and element (i, p) goes to
+        destination[i * blocking.a_panel[0] + p * blocking.a_panel[1]];
+    rows that are not asked for need not be written.
+    For B the rows are k and the columns n: 1 <= columns <= nc, and element (p, j) of the part goes to
+        destination[(j // nr) * rows * nr + p * nr + j % nr];
+    the last panel's columns past `columns` must hold some ordinary number (zero), as they are multiplied and dropped.
+    Destinations are aligned to a vector (A's when its rows are together, B's always).
+    """
+
+    pack: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value], None]
+    origin: Origin = None
 
 
 def _bytes(contraction: Contraction) -> int:
@@ -89,6 +123,24 @@ def _copy_strided(
     with counted_loop(builder, 0, count, name="copy.one") as at:
         value = builder.load(offset(builder, source, scalar, (at, source_stride)), typ=scalar)
         builder.store(value, offset(builder, destination, scalar, (at, destination_stride)))
+
+
+def pack_b(
+    builder: ir.IRBuilder,
+    contraction: Contraction,
+    blocking: Blocking,
+    b: Memory | Packed,
+    destination: ir.Value,
+    batch: ir.Value,
+    k_range: tuple[ir.Value, ir.Value],
+    n_range: tuple[ir.Value, ir.Value],
+) -> None:
+    """Pack a part of B, wherever its elements come from."""
+    with located(builder, b.origin):
+        if isinstance(b, Packed):
+            b.pack(builder, destination, batch, *k_range, *n_range)
+            return
+        pack_memory_b(builder, contraction, blocking, b.pointer(builder, batch), destination, k_range, n_range)
 
 
 def pack_memory_b(

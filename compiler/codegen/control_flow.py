@@ -64,6 +64,14 @@ def carried_loop(
     return values
 
 
+def clear(
+    builder: ir.IRBuilder, base: ir.Value, vector: ir.VectorType, count: int, align: int, name: str = "clear"
+) -> None:
+    """`count` zeros from `base` on, in whole vectors."""
+    with counted_loop(builder, 0, count, vector.count, name=name) as at:
+        builder.store(ir.Constant(vector, None), offset(builder, base, vector.element, (at, 1)), align=align)
+
+
 def on_first(builder: ir.IRBuilder, start: ir.Value) -> AbstractContextManager[object]:
     """For code that only the first of some blocks runs, the one that starts at 0."""
     if isinstance(start, ir.Constant) and start.constant == 0:

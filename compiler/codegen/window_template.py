@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
-from .contraction import Memory, Packed, note_packed_b
+from .contraction import note_packed_b
 from .contraction_blocking import Blocking, Contraction, Operand
-from .contraction_packing import pack_memory_b
-from .control_flow import block_range, counted_loop, divide, index, offset
+from .contraction_packing import Memory, Packed, pack_b
+from .control_flow import block_range, clear, counted_loop, divide, index, offset
 from .finishing import Finish, Finishing, Range
-from .locations import located
 from .micro_kernel import MicroKernel, element_type, emit_micro_kernel
 from .vector_target import VectorTarget, element_bits
 from .window_blocking import WindowContraction
@@ -94,8 +93,7 @@ class WindowTemplate:
 
     def clear(self, base: ir.Value, count: int, name: str) -> None:
         """So many zeros, in whole vectors."""
-        with counted_loop(self.builder, 0, count, self.blocking.lanes, name=name) as at:
-            self.store(ir.Constant(self.vector, None), base, (at, 1))
+        clear(self.builder, base, self.vector, count, self.align, name)
 
     def table(self, name: str, values: Sequence[int]) -> ir.Value:
         """A constant array of i32 in the function's module, written as bytes: arrays of numbers take long to print."""
@@ -158,12 +156,7 @@ class WindowTemplate:
 
     def pack_b(self, destination: ir.Value, batch: ir.Value, k_range: Range, n_range: Range) -> None:
         """A part of B as it is, in panels: destination[j // nr][k][j % nr]."""
-        with located(self.builder, self.b.origin):
-            if isinstance(self.b, Packed):
-                self.b.pack(self.builder, destination, batch, *k_range, *n_range)
-                return
-            source = self.b.pointer(self.builder, batch)
-            pack_memory_b(self.builder, self.plain, self.blocking, source, destination, k_range, n_range)
+        pack_b(self.builder, self.plain, self.blocking, self.b, destination, batch, k_range, n_range)
 
     def finish_block(self, block: Block, sums: ir.Value, row_stride: int, finish_rows: int, turned: ir.Value) -> None:
         """Hand the block's sums, rows `row_stride` apart, to `finish`; see `finishing.py`."""

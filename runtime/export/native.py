@@ -188,35 +188,39 @@ def _init(layout: Layout, embedded: Sequence[bytes]) -> Iterator[str]:
 
 
 def _load(layout: Layout) -> str:
-    size = _size_type(layout)
-    body = _Body(layout, "load", f"ptr %state, ptr %bytes, {size} %size")
-    body.check("%state", ALIGNMENT)
-    body.check("%bytes")
-    total = state_file.HEADER_BYTES + layout.state.nbytes
-    body.unless(body.value(f"icmp eq {size} %size, {total}"), FILE)
-    wanted = state_file.header_words(layout.state.nbytes, layout.state.fingerprint, (0, 0))
+    body = _with_file(layout, "load")
     sums = _sums(body, layout, body.at("%bytes", state_file.HEADER_BYTES))
-    for number, word in enumerate(wanted):
+    for number, expected in enumerate(_header_words(layout, sums)):
         found = body.value(f"load i64, ptr {body.at('%bytes', 8 * number)}, align 1")
-        expected = dict(zip(state_file.SUM_WORDS, sums, strict=True)).get(number, str(_signed(word)))
         body.unless(body.value(f"icmp eq i64 {found}, {expected}"), FILE)
     body.copy("%state", body.at("%bytes", state_file.HEADER_BYTES), layout.state.nbytes)
     return body.text()
 
 
 def _save(layout: Layout) -> str:
+    body = _with_file(layout, "save")
+    for number, value in enumerate(_header_words(layout, _sums(body, layout, "%state"))):
+        body.line(f"store i64 {value}, ptr {body.at('%bytes', 8 * number)}, align 1")
+    body.copy(body.at("%bytes", state_file.HEADER_BYTES), "%state", layout.state.nbytes)
+    return body.text()
+
+
+def _with_file(layout: Layout, ending: str) -> _Body:
+    """The beginning of what is given a state, and memory for just a file of one."""
     size = _size_type(layout)
-    body = _Body(layout, "save", f"ptr %state, ptr %bytes, {size} %size")
+    body = _Body(layout, ending, f"ptr %state, ptr %bytes, {size} %size")
     body.check("%state", ALIGNMENT)
     body.check("%bytes")
     total = state_file.HEADER_BYTES + layout.state.nbytes
     body.unless(body.value(f"icmp eq {size} %size, {total}"), FILE)
-    sums = _sums(body, layout, "%state")
-    for number, word in enumerate(state_file.header_words(layout.state.nbytes, layout.state.fingerprint, (0, 0))):
-        value = dict(zip(state_file.SUM_WORDS, sums, strict=True)).get(number, str(_signed(word)))
-        body.line(f"store i64 {value}, ptr {body.at('%bytes', 8 * number)}, align 1")
-    body.copy(body.at("%bytes", state_file.HEADER_BYTES), "%state", layout.state.nbytes)
-    return body.text()
+    return body
+
+
+def _header_words(layout: Layout, sums: tuple[str, str]) -> list[str]:
+    """The words that a file begins with: numbers, and the sums as they are computed."""
+    words = state_file.header_words(layout.state.nbytes, layout.state.fingerprint, (0, 0))
+    computed = dict(zip(state_file.SUM_WORDS, sums, strict=True))
+    return [computed.get(number, str(_signed(word))) for number, word in enumerate(words)]
 
 
 def _sums(body: _Body, layout: Layout, words: str) -> tuple[str, str]:

@@ -50,16 +50,6 @@ class System(Protocol):
         """
 
 
-class Trained(Protocol):
-    """A training step: a `System` whose memory is measured."""
-
-    def forget_initial(self) -> None:
-        """Give up the initial parameters that are only kept for `reset`, which is not called any more."""
-
-    def run(self, times: int) -> None:
-        """See `System`."""
-
-
 def parameters_of(arrays: Arrays) -> list[Any]:
     return [arrays[f"p{i}"] for i in range(sum(name.startswith("p") for name in arrays))]
 
