@@ -6,11 +6,12 @@ stores the one in its place (see `schedule/aliasing.py`). Calls in other chains 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .program import Call, Place, Program
-from .schedule.aliasing import may_overwrite
+from .schedule import aliasing
 from .schedule.loop_ir import Kernel
 
 
@@ -19,14 +20,14 @@ def find_aliases(program: Program, kernels: Sequence[Kernel]) -> tuple[tuple[int
 
     Of several inputs that an output could take, the first: states come in the order in which they are given back.
     """
-    uses = _uses(program)
+    uses, may_overwrite = _uses(program), _overwriting(kernels.__getitem__)
     found: list[tuple[int, int]] = []
     taken: set[int] = set()
     for output in range(len(program.outputs)):
         for use in uses.get(Place("output", output), ())[:1]:
             given = dict.fromkeys(place.position for place in use.call.places if place.kind == "input")
             for number in sorted(given.keys() - taken):
-                if _may_alias(program, uses, number, output, lambda kernel: kernels[kernel]):
+                if _may_alias(program, uses, number, output, may_overwrite):
                     found.append((number, output))
                     taken.add(number)
                     break
@@ -35,12 +36,12 @@ def find_aliases(program: Program, kernels: Sequence[Kernel]) -> tuple[tuple[int
 
 def illegal_alias(program: Program, kernel: Callable[[int], Kernel]) -> tuple[int, int] | None:
     """The first of the program's aliases that is none; None if all are."""
-    uses = _uses(program)
+    uses, may_overwrite = _uses(program), _overwriting(kernel)
     for number, pair in enumerate(program.aliases):
         others = program.aliases[:number]
         if any(pair[0] == given or pair[1] == output for given, output in others):
             return pair
-        if not _may_alias(program, uses, *pair, kernel):
+        if not _may_alias(program, uses, *pair, may_overwrite):
             return pair
     return None
 
@@ -70,9 +71,21 @@ def _uses(program: Program) -> dict[Place, list[_Use]]:
     return uses
 
 
+def _overwriting(kernel: Callable[[int], Kernel]) -> Callable[[int, int, int], bool]:
+    """Whether a kernel may write one of its buffers over another, by numbers: found out once for equal layers."""
+
+    @functools.cache
+    def may_overwrite(number: int, read: int, written: int) -> bool:
+        writing = kernel(number)
+        return aliasing.may_overwrite(writing, writing.buffers[read], writing.buffers[written])
+
+    return may_overwrite
+
+
 def _may_alias(
-    program: Program, uses: dict[Place, list[_Use]], given: int, output: int, kernel: Callable[[int], Kernel]
-) -> bool:
+    program: Program, uses: dict[Place, list[_Use]], given: int, output: int,
+    may_overwrite: Callable[[int, int, int], bool],
+) -> bool:  # fmt: skip
     read, written = Place("input", given), Place("output", output)
     types = program.inputs[given], program.outputs[output]
     if types[0] != types[1] or read in program.results or not types[0].nbytes:
@@ -83,5 +96,4 @@ def _may_alias(
     places = writer.call.places
     if places.count(read) != 1 or places.count(written) != 1:
         return False
-    writing = kernel(writer.call.kernel)
-    return may_overwrite(writing, writing.buffers[places.index(read)], writing.buffers[places.index(written)])
+    return may_overwrite(writer.call.kernel, places.index(read), places.index(written))

@@ -1,7 +1,8 @@
 """Holds Python's garbage collector back while a program is compiled: what a compiler makes is much, and in use.
 
 Every time the objects of a process have grown by a quarter the collector looks at all of them. While a deep network is
-compiled this takes as long as emitting its kernels does, and finds next to nothing.
+compiled this takes as long as emitting its kernels does, and finds next to nothing. Afterwards everything that was made
+meanwhile would be young, and be looked at twice on the way to becoming old: it is counted as old at once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,15 @@ def held_back() -> Iterator[None]:
         with _lock:
             _holders.discard(holder)
             if not _holders and _was_enabled[0]:
+                _make_all_old()
                 gc.enable()
+
+
+def _make_all_old() -> None:
+    """Move all objects to the oldest generation, without looking at any."""
+    if gc.get_freeze_count() == 0:  # else this would undo what somebody has frozen
+        gc.freeze()
+        gc.unfreeze()
 
 
 def _after_fork() -> None:

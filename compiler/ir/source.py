@@ -136,11 +136,19 @@ def phase(name: str) -> Iterator[None]:
         _phase.reset(token)
 
 
-@contextmanager
-def inherit(source: Source) -> Iterator[None]:
-    """Nodes made inside come from `source`: for passes and gradient rules, which derive nodes from older ones."""
-    token = _override.set(source)
-    try:
-        yield
-    finally:
-        _override.reset(token)
+class inherit:
+    """Nodes made inside come from `source`: for passes and gradient rules, which derive nodes from older ones.
+
+    As a class, since it is entered for every node.
+    """
+
+    __slots__ = ("_source", "_token")
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        self._token = _override.set(self._source)
+
+    def __exit__(self, *problem: object) -> None:
+        _override.reset(self._token)

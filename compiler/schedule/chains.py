@@ -8,7 +8,7 @@ again, a block of rows at a time, so that no array grows with the product of bot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import ops
@@ -17,6 +17,7 @@ from .chain_lowering import lower_chain, pieces_of, reached_products
 from .expand import Illegal
 from .loop_ir import ChainKernel
 from .placing import Side
+from .structure import structure
 
 # What is computed again, in multiply-adds for each element of the products, is worth less than going through memory a
 # few times: more if the products would not stay in a cache.
@@ -46,10 +47,11 @@ def unstored(graph: Graph, stored: Callable[[frozenset[Node]], set[Node]]) -> fr
     # Where something is computed again, memory matters more than time.
     there = set(graph.inputs) if any(node.op is ops.again for node in graph.nodes) else set()
     regions = [r for r in _regions(graph, there) if r.closed and _is_normalised(r) and _is_cheap(r)]
+    judged: dict[Hashable, bool] = {}
     while regions:
         out = frozenset(node for r in regions for node in _computed_with(r, graph))
         memory = stored(out) | set(graph.inputs)
-        kept = [r for r in regions if _is_lowerable(r, memory)]
+        kept = [r for r in regions if all(_is_lowerable(end, memory, judged) for end in r.ends)]
         if len(kept) == len(regions):
             return out
         regions = kept
@@ -82,18 +84,18 @@ def not_worth_it(kernel: ChainKernel) -> str | None:
     return "sums over the rows too big for a cache" if sums > BIGGEST_SUMS else None
 
 
-def _is_lowerable(region: _Region, memory: set[Node]) -> bool:
-    """Whether every reduction and contraction of the region can be a chain by itself."""
-    for end in region.ends:
-        inside = frozenset((end,))
-        products = reached_products([end], inside, memory.__contains__)
+def _is_lowerable(end: Node, memory: set[Node], judged: dict[Hashable, bool]) -> bool:
+    """Whether a reduction or contraction can be a chain by itself; `judged` remembers it of what is made alike."""
+    if end not in memory:
+        return False
+    alike = structure([end], [end], memory.__contains__)
+    if alike not in judged:
+        products = reached_products([end], frozenset((end,)), memory.__contains__)
         try:
-            if end not in memory or not products:
-                return False
-            lower_chain([end], [end], products, memory.__contains__)
+            judged[alike] = bool(products and lower_chain([end], [end], products, memory.__contains__))
         except Illegal:
-            return False
-    return True
+            judged[alike] = False
+    return judged[alike]
 
 
 def _is_normalised(region: _Region) -> bool:

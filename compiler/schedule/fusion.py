@@ -9,9 +9,8 @@ enough parallel work, and closes no cycle. Values that no other kernel reads any
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..ir import ops
 from ..ir.graph import Graph, Node, topological
@@ -22,6 +21,7 @@ from .dependencies import Dependencies
 from .expand import Illegal, nontrivial
 from .loop_ir import ChainKernel, Kernel, LoopKernel
 from .lowering import MOST_PARTS, Lowered, lower
+from .structure import structure
 from .waits import Waits
 
 # An inlined expression of at least this many operations per element is not computed twice to save memory traffic.
@@ -196,14 +196,15 @@ class _Fusion:
                     edges.append((self.kernel_of[source], number))
             edges += [(self.kernel_of[awaited], number) for awaited in self._awaited(node)]
         self.dependencies = Dependencies(len(ordered), edges)
-        # What a kernel was lowered to, for which outputs; an upper bound of its depth; how often it has changed.
+        # What a kernel was lowered to, for which outputs, unless it was not because another of its structure was; an
+        # upper bound of its depth; how often it has changed.
         self.lowered: dict[int, tuple[list[Node], Lowered]] = {}
         self.depth = {number: self._depth(members) for number, members in self.groups.items()}
         self.version = dict.fromkeys(self.groups, 0)
         # Why two kernels were not merged when they had these versions. Only a change to one of them can change that.
         self.refused: dict[tuple[int, int], tuple[int, int, str]] = {}
-        # Why kernels of some structure were refused: what one layer is refused, the other layers are too.
-        self.impossible: dict[tuple[Any, ...], str] = {}
+        # Why kernels of some structure were refused, None if they were not: what holds for one layer holds for all.
+        self.judged: dict[Hashable, str | None] = {}
 
     def _sources(self, node: Node) -> set[Node]:
         """The stored or given nodes that computing `node` loads."""
@@ -380,20 +381,23 @@ class _Fusion:
             if depth > DEEPEST_KERNEL:
                 return f"a chain of more than {DEEPEST_KERNEL} operations"
         outputs = self._outputs(members, {first, second})
-        structure = self._structure(members, outputs)
-        if structure in self.impossible:
-            return self.impossible[structure]
-        lowered = self._lowered_or_not(members, outputs)
-        if isinstance(lowered, str):
-            self.impossible[structure] = lowered
-            return lowered
+        alike = structure(members, outputs, self._has_memory)
+        lowered = None
+        if alike not in self.judged:
+            lowered = self._lowered_or_not(members, outputs)
+            self.judged[alike] = lowered if isinstance(lowered, str) else None
+        reason = self.judged[alike]
+        if reason is not None:
+            return reason
         for m in self.groups[first]:
             self.kernel_of[m] = second
             for source in self.sources[m]:
                 self.readers[source].discard(first)
                 self.readers[source].add(second)
         self.groups[second] = members
-        self.lowered[second] = (outputs, lowered)
+        self.lowered.pop(second, None)
+        if isinstance(lowered, Lowered):
+            self.lowered[second] = (outputs, lowered)
         self.depth[second] = depth
         self.version[second] += 1
         for table in (self.groups, self.lowered, self.depth, self.version):
@@ -410,22 +414,6 @@ class _Fusion:
         inside = set(members)
         computed = {n: c for n, c in lowered.counts.items() if n in inside or not self._has_memory(n)}
         return _not_worth_it(lowered.kernel, computed, outputs) or lowered
-
-    def _structure(self, members: list[Node], outputs: list[Node]) -> tuple[Any, ...]:
-        """What lowering looks at: equal for members that differ only in which nodes they are."""
-        inside = set(members)
-        order = topological(members, stop=lambda n: n not in inside and self._has_memory(n))
-        numbers = {node: number for number, node in enumerate(order)}
-        entries: list[tuple[Any, ...]] = []
-        for node in order:
-            if node not in inside and self._has_memory(node):
-                entries.append((node.dtype.name, node.shape))
-            else:
-                operands = tuple(numbers[child] for child in node.inputs)
-                attributes = tuple(node.attributes.values())
-                is_stored = node in self.stored
-                entries.append((node.op.name, node.dtype.name, node.shape, operands, attributes, is_stored))
-        return (tuple(entries), *(tuple(numbers[node] for node in nodes) for nodes in (members, outputs)))
 
     def _depth(self, members: list[Node]) -> int:
         """The longest chain of nodes that computing the members goes through without a stop in memory."""

@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -54,6 +55,32 @@ def test_it_waits_for_the_last_of_several_threads() -> None:
         leave.set()
         thread.join()
     assert gc.isenabled()
+
+
+def test_what_was_made_meanwhile_is_not_young_and_yet_collected_when_it_is_garbage() -> None:
+    class Circle:
+        pass
+
+    with held_back():
+        kept, lost = [Circle() for _ in range(1000)], Circle()
+        lost.itself = lost  # type: ignore[attr-defined]
+        gone = weakref.ref(lost)
+        del lost
+    young = {id(thing) for generation in (0, 1) for thing in gc.get_objects(generation)}
+    assert not young & {id(circle) for circle in kept}
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_others_have_frozen_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with held_back():
+            pass
+        assert gc.get_freeze_count() == frozen > 0
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")

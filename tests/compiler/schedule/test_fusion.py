@@ -9,10 +9,12 @@ import pytest
 from graph_strategies import graph_from_seed
 from kaun.compiler.ir import ops
 from kaun.compiler.pipeline import Compilation
-from kaun.compiler.schedule import fusion
+from kaun.compiler.schedule import aliasing, chains, fusion
+from kaun.compiler.schedule.aliasing import may_overwrite
+from kaun.compiler.schedule.chain_lowering import lower_chain
 from kaun.compiler.schedule.collapse import all_values, roots_of
 from kaun.compiler.schedule.fusion import EXPENSIVE
-from kaun.compiler.schedule.loop_ir import Apply, ContractionKernel, Load, LoopKernel
+from kaun.compiler.schedule.loop_ir import Apply, ChainKernel, ContractionKernel, Load, LoopKernel
 from kaun.compiler.schedule.lowering import lower
 from schedule_examples import MODELS, TARGET, trace
 
@@ -263,5 +265,58 @@ def test_layers_of_equal_structure_are_judged_once():
         patch.setattr(fusion, "lower", counted)
         (few, few_lowered), (many, many_lowered) = layers(4), layers(24)
     assert many > 5 * few
-    # Only what is merged is lowered again for each layer, not what is refused.
-    assert many_lowered - few_lowered <= 3 * (many - few)
+    # Each kernel of the further layers is lowered once, at the end, and no candidate is.
+    assert many_lowered - few_lowered <= many - few
+
+
+def test_attention_of_equal_layers_is_found_to_be_a_chain_once():
+    tried = 0
+
+    def counted(*arguments):
+        nonlocal tried
+        tried += 1
+        return lower_chain(*arguments)
+
+    def layers(count):
+        nonlocal tried
+        tried = 0
+        x = RANDOM.normal(size=(2, 4, 64, 8)).astype(np.float32)
+
+        def deep(x):
+            for _ in range(count):
+                x = fn.dot_product_attention(x, x, x) + x
+            return x
+
+        chained = [kernel for kernel in kernels_of(deep, x) if isinstance(kernel, ChainKernel)]
+        return len(chained), tried
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "lower_chain", counted)
+        (few, few_tried), (many, many_tried) = layers(2), layers(12)
+    assert many == 6 * few > 0
+    assert 0 < many_tried == few_tried
+
+
+def test_what_equal_kernels_may_write_over_is_found_out_once():
+    asked = 0
+
+    def counted(*arguments):
+        nonlocal asked
+        asked += 1
+        return may_overwrite(*arguments)
+
+    def layers(count):
+        nonlocal asked
+        asked = 0
+        w = RANDOM.normal(size=(count, 64, 64)).astype(np.float32)
+
+        def update(*weights):
+            return tuple(nx.tanh(w) * 2.0 for w in weights)
+
+        return len(trace(update, *w).compilation.program.aliases), asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aliasing, "may_overwrite", counted)
+        (few, few_asked), (many, many_asked) = layers(2), layers(20)
+    assert (few, many) == (2, 20)
+    assert 0 < many_asked == few_asked
