@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -88,6 +89,30 @@ def test_ir_prints_every_stage_of_whatever_can_be_looked_at(
     text = output(capsys, "ir", target, "--stage", stage)
     start = {"fused": "launch 0", "scheduled": "kernel(", "llvm": "; ModuleID", "assembly": "\t"}.get(stage, "graph(")
     assert text.startswith(start) and text.endswith("\n")
+
+
+@pytest.mark.parametrize("target", ["made.py:product", "made.py:trained", "g.ir"])
+def test_lines_of_llvm_ir_say_what_they_are_for_and_are_the_same_otherwise(
+    target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = output(capsys, "ir", target, "--stage", "llvm")
+    told = output(capsys, "ir", target, "--stage", "llvm", "--lines")
+    assert re.sub(r"(?<=.)  ; [\w :.]+$", "", told, flags=re.MULTILINE) == plain
+    if target == "made.py:product":
+        assert re.search(r" fdiv .*  ; tanh made.py:5$", told, flags=re.MULTILINE)
+        assert re.search(r" load <.*  ; dot_general made.py:5$", told, flags=re.MULTILINE)
+
+
+def test_lines_of_assembly_say_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    told = output(capsys, "ir", "made.py:product", "--stage", "assembly", "--lines")
+    assert re.search(r"div.*  \S+ tanh made.py:5$", told, flags=re.MULTILINE)
+    assert re.search(r"call|bl\b.*  \S+ dot_general made.py:5$", told, flags=re.MULTILINE)
+
+
+def test_only_code_has_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--lines goes with --stage llvm or assembly, got fused" in refusal(
+        capsys, "ir", "made.py:product", "--stage", "fused", "--lines"
+    )
 
 
 def test_ir_names_modules_too(
