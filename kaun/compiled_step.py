@@ -118,17 +118,19 @@ class CompiledStep(AheadOfTime):
         """
         row, form = self._row("step", st)
         native = self.functions["step"]
-        others = self._others(st, x, y, ctx, rates) + native.constants
+        given = self._others(st, x, y, ctx, rates)
         if not donate or row is not st._as_row()[0]:  # type: ignore[index]  # a state that `_row` took is not traced
-            native.watched(row, others)
-            value, *after = native.results(native.compiled(row + others))
+            value, *after = native(row + given)
             return Tensor(computed_leaf(value)), State._of(after, form, st.rng)
         del row
-        owned = st._give_up()
+        owned, others = st._give_up(), given + native.constants
         assert owned is not None
         try:
-            native.watched(owned.current()[0], others)
-            (value,) = native.results(owned.run(native.compiled, others, form))
+            ran = native.watched(owned.current()[0], others)
+            results = owned.run(native.compiled, others, form)
+            if ran is not None:
+                ran(results[len(native.probes) :] + owned.current()[0])
+            (value,) = native.results(results)
         except BaseException:
             st._take_back(owned)
             raise

@@ -246,11 +246,12 @@ def _compute(wanted: list[Node]) -> dict[Node, Storage]:
     leaves = tuple(node for node in order if has_value(node))
     graph = Graph(leaves, tuple(wanted))
     inputs = [node.value for node in leaves]
-    if observe.observers:
-        observe.running(graph, inputs)
+    ran = observe.running(graph, inputs) if observe.observers else None
     text = key(graph)
     found = _remembered((text, targets.host().key))
     outputs = found(inputs) if found is not None else _first_run(graph, text, inputs)
+    if ran is not None:
+        ran(outputs)
     for node, value in zip(wanted, outputs, strict=True):
         if node.inputs:
             node.value = value

@@ -60,13 +60,20 @@ class Native(ABC):
     def __call__(self, given: list[Storage]) -> list[Storage]:
         """The results for the numbers of all inputs but the constants."""
         inputs = given + self.constants
-        self.watched(inputs)
-        return self.results(self.compiled(inputs))
+        ran = self.watched(inputs)
+        results = self.compiled(inputs)
+        if ran is not None:
+            ran(results[len(self.probes) :])
+        return self.results(results)
 
-    def watched(self, *inputs: list[Storage]) -> None:
-        """Show what is about to run, on these inputs one after the other, to whoever looks on."""
-        if observe.observers:
-            observe.running(self.graph, [storage for part in inputs for storage in part])
+    def watched(self, *inputs: list[Storage]) -> observe.Results | None:
+        """Show what is about to run, on these inputs one after the other, to whoever looks on.
+
+        What is given back, if anything, is to be called with the results, without what is only shown.
+        """
+        if not observe.observers:
+            return None
+        return observe.running(self.graph, [storage for part in inputs for storage in part])
 
     def results(self, outputs: list[Storage]) -> list[Storage]:
         """What the function returns, of all that the machine code gives; what it shows is shown."""

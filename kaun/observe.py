@@ -11,17 +11,24 @@ from kaun.compiler.ir import Graph
 if TYPE_CHECKING:
     from kaun.execution import Storage
 
+# Who wants to see the outputs of a program that has run, one for each of its graph's.
+Results = Callable[["Sequence[Storage]"], None]
 # Given a graph and its inputs, before its program runs; the inputs may be written over when it has. None in their place
-# tells of a graph that could not be compiled.
-Observer = Callable[[Graph, "Sequence[Storage] | None"], None]
+# tells of a graph that could not be compiled. What it returns, if anything, is called when the program has run.
+Observer = Callable[[Graph, "Sequence[Storage] | None"], "Results | None"]
 
 observers: list[Observer] = []
 
 
-def running(graph: Graph, inputs: Sequence[Storage] | None) -> None:
-    """Tell everybody who looks on. Ask `observers` first, which is empty nearly always."""
-    for observer in tuple(observers):
-        observer(graph, inputs)
+def running(graph: Graph, inputs: Sequence[Storage] | None) -> Results:
+    """Tell everybody who looks on; what it returns is to be told the results. Ask `observers` first, mostly empty."""
+    waiting = [results for observer in tuple(observers) if (results := observer(graph, inputs)) is not None]
+
+    def ran(outputs: Sequence[Storage]) -> None:
+        for results in waiting:
+            results(outputs)
+
+    return ran
 
 
 @contextmanager

@@ -69,9 +69,11 @@ class Specialisation(NamedTuple):
 
     def run(self, inputs: list[Storage]) -> Any:
         """The function's result for storages of the arguments' leaves and of what it captured."""
-        if observe.observers:
-            observe.running(self.graph, inputs)
-        results = self.results(self.compiled(inputs))
+        ran = observe.running(self.graph, inputs) if observe.observers else None
+        outputs = self.compiled(inputs)
+        if ran is not None:
+            ran(outputs)
+        results = self.results(outputs)
         return self.rebuild([nx.Tensor(execution.computed_leaf(storage)) for storage in results])
 
 

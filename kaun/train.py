@@ -168,9 +168,11 @@ def _step(
     if row is None or prepared is None:
         return _part_of_a_trace(trainer, st, x, targets, loss, training, ctx)
     found, others = prepared
-    if observe.observers:
-        observe.running(found.special.graph, row[0] + others)
-    value, *after = found.special.results(found.special.compiled(row[0] + others))
+    ran = observe.running(found.special.graph, row[0] + others) if observe.observers else None
+    outputs = found.special.compiled(row[0] + others)
+    if ran is not None:
+        ran(outputs)
+    value, *after = found.special.results(outputs)
     return Tensor(computed_leaf(value)), State._of(after, found.after, st.rng)
 
 
@@ -363,11 +365,13 @@ class _Loop:
         step, others = prepared
         self._steps += 1
         self._row, self._given, self._shown = row, None, None
-        if observe.observers:
-            observe.running(step.special.graph, row.current()[0] + others)
+        ran = observe.running(step.special.graph, row.current()[0] + others) if observe.observers else None
         compiled, log = step.special.compiled, self._log
         runner = None if log is None else log.runner(compiled)
-        (value,) = step.special.results(row.run(compiled, others, step.after, runner))
+        outputs = row.run(compiled, others, step.after, runner)
+        if ran is not None:
+            ran(outputs + row.current()[0])
+        (value,) = step.special.results(outputs)
         if log is not None:
             log.step(float(value.array), self._notes)
         wanted = step.special.compiled.executable.program.arena_bytes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ from kaun.debug.gradient_rules import find_wrong_gradient
 from kaun.debug.native import host_compilation
 from kaun.debug.not_finite import AllFinite, NotFinite, find_not_finite
 from kaun.debug.reproducer import Array
-from kaun.debug.search import find_fault
+from kaun.debug.search import find_fault, find_wrong_results
 from kaun.execution import Storage
 from kaun.nested import tensors_in
+from kaun.observe import Results
+
+# How many runs of each structure are compared.
+_RUNS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +52,8 @@ class Examination:
     def __repr__(self) -> str:
         if self.fault is not None:
             return f"<disagreement: {self.fault}>"
+        if not self.programs:
+            return "<no program ran, so nothing was compared>"
         programs = f"{self.programs} program{'s' if self.programs != 1 else ''}"
         return f"<agreement: {programs} of {self.nodes} nodes compute what the interpreter does>"
 
@@ -53,20 +61,31 @@ class Examination:
 def examine(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, gradients: bool
 ) -> Examination:
-    """Compare every program that the function runs, once for each structure, until one disagrees."""
+    """Compare every program that the function runs, once for each structure, until one disagrees.
+
+    Of each structure, what the first runs give is compared too: the first may be another program than those that follow
+    it, and only they write over what the first has made.
+    """
     caller = "bisect" if gradients else "compare"
-    seen: set[int] = set()
+    seen: Counter[int] = Counter()
     nodes = 0
     fault: Fault | None = None
 
-    def compare(graph: Graph, arrays: tuple[Array, ...]) -> None:
+    def compare(graph: Graph, arrays: tuple[Array, ...]) -> Results | None:
         nonlocal nodes, fault
         text = hash(key(graph))
-        if fault is not None or text in seen:
-            return
-        seen.add(text)
-        nodes += len(graph.nodes)
-        fault = examine_graph(graph, arrays, gradients=gradients)
+        if fault is not None or seen[text] >= _RUNS:
+            return None
+        seen[text] += 1
+        if seen[text] == 1:
+            nodes += len(graph.nodes)
+            fault = examine_graph(graph, arrays, gradients=gradients)
+        return None if fault is not None else partial(compare_results, graph, arrays)
+
+    def compare_results(graph: Graph, arrays: tuple[Array, ...], results: Sequence[Storage]) -> None:
+        nonlocal fault
+        if fault is None:
+            fault = find_wrong_results(graph, arrays, [storage.array for storage in results])
 
     if isinstance(function, AheadOfTime) and not args and not kwargs:
         # By itself, on numbers that its types allow.
@@ -113,12 +132,12 @@ def watch(
     function: Callable[..., Any],
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    look: Callable[[Graph, tuple[Array, ...]], None],
+    look: Callable[[Graph, tuple[Array, ...]], Results | None],
 ) -> None:
     """Call the function, and show every program that it runs, with copies of its inputs.
 
-    One that cannot be compiled is shown with random inputs, and then its error is raised. TypeError, in the name of
-    the `caller`, for what cannot be called.
+    What `look` returns, if anything, is called with the program's results. One that cannot be compiled is shown with
+    random inputs, and then its error is raised. TypeError, in the name of the `caller`, for what cannot be called.
     """
     if not callable(function):
         raise TypeError(
@@ -127,11 +146,10 @@ def watch(
         )
     nx.realize(*tensors_in((tuple(args), kwargs)))
 
-    def show(graph: Graph, inputs: Sequence[Storage] | None) -> None:
+    def show(graph: Graph, inputs: Sequence[Storage] | None) -> Results | None:
         if inputs is None:
-            look(graph, random_inputs(graph))
-        else:
-            look(graph, tuple(np.array(storage.array) for storage in inputs))
+            return look(graph, random_inputs(graph))
+        return look(graph, tuple(np.array(storage.array) for storage in inputs))
 
     with observe.observing(show):
         nx.realize(*tensors_in(function(*args, **kwargs)))

@@ -19,6 +19,7 @@ STAGES = {
     "llvm": "the emission of LLVM IR from loops",
     "assembly": "LLVM's own optimisation",
     "program": "the program around the kernels",
+    "run": "what was run in place of that",
 }
 
 
@@ -26,9 +27,9 @@ STAGES = {
 class Fault:
     """A place where compiled code and the interpreter (or a gradient and a difference) disagree.
 
-    stage: "gradient", "simplified", "fused", "scheduled", "llvm", "assembly" or "program".
-    culprit: the pass, the op whose rule is wrong, or the part of the program ("alias", "memory plan", "launches",
-        "entry").
+    stage: "gradient", "simplified", "fused", "scheduled", "llvm", "assembly", "program" or "run".
+    culprit: the pass, the op whose rule is wrong, the part of the program ("alias", "memory plan", "launches",
+        "entry"), or "the runtime".
     node: the first node that disagrees; it knows its layer path and the user's line (`node.source`).
     difference: how far off it is; None where something broke before there were numbers, which `reason` then tells.
     reproducer: the smallest part of the graph that shows it, with inputs.
@@ -65,7 +66,6 @@ class Fault:
         if self.reason:
             lines.append(self.reason)
         return "\n    ".join(lines)
-
 
     def _gradient_text(self) -> str:
         assert self.node is not None and self.difference is not None

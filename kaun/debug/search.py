@@ -6,6 +6,7 @@
                 which tells whether the loops are wrong or the code made from them
     program     the memory plan and the launches by their verifier, then the native program, also written in place,
                 which has to give the bits that its kernels give one by one
+    run         what the call itself gave, from whichever cache, file or memory its program came
 """
 
 from __future__ import annotations
@@ -60,6 +61,24 @@ def find_fault(graph: Graph, arrays: Sequence[Array]) -> Fault | None:
     if illegal is not None:
         return Fault("program", _rule_breaker(program, illegal), None, None, illegal, whole)
     return _in_program(compilation, whole)
+
+
+def find_wrong_results(graph: Graph, arrays: Sequence[Array], results: Sequence[Array]) -> Fault | None:
+    """The first result of a run of `graph`, on these inputs, that is not as expected."""
+    graph, arguments = isolate_inputs(graph), tuple(np.asarray(array) for array in arrays)
+    expected = expect(graph, arguments)
+    for position, (node, result) in enumerate(zip(graph.outputs, results, strict=True)):
+        same_type = (result.dtype, result.shape) == (node.dtype.numpy, node.shape)
+        difference = expected.difference(position, result) if same_type else None
+        if difference is not None or not same_type:
+            reason = (
+                "compiled anew the same graph is right, so the program that ran, from a cache, a file or with numbers "
+                "as inputs, is another one, or was given other memory"
+            )
+            if not same_type:
+                reason = f"result {position} is {result.dtype}{list(result.shape)}; {reason}"
+            return Fault("run", "the runtime", node, difference, reason, Reproducer(graph, arguments))
+    return None
 
 
 def _broken(stage: str, culprit: str, error: Exception, kept: Reproducer) -> Fault:

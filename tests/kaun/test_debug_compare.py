@@ -24,6 +24,7 @@ from kaun.debug import native, reproducer
 from kaun.debug.gradient_rules import find_wrong_gradient
 from kaun.debug.rounding import expect
 from kaun.debug.search import find_fault
+from kaun.ownership import Row
 
 
 @contextmanager
@@ -93,6 +94,60 @@ def test_what_is_compiled_ahead_of_time_is_compared_on_random_numbers() -> None:
                             loss=kn.loss.cross_entropy_sparse)  # fmt: skip
     found = kn.debug.bisect(step)
     assert found and found.programs == len(step.functions)
+
+
+def test_what_a_call_gives_is_compared_too_whichever_program_it_ran() -> None:
+    double, triple = kn.jit(lambda x: x * 2), kn.jit(lambda x: x * 3)
+    x = nx.asarray([1.0, 2.0])
+    assert kn.debug.compare(double, x) and kn.debug.compare(triple, x)
+    # As if a cache had taken one for the other.
+    (other,) = double.compiled._specialisations.values()
+    ((structure, special),) = triple.compiled._specialisations.items()
+    triple.compiled._specialisations[structure] = special._replace(compiled=other.compiled)
+    found = kn.debug.compare(triple, x)
+    assert found.fault is not None and (found.fault.stage, found.fault.op) == ("run", "mul")
+    assert "compiled anew the same graph is right" in str(found.fault)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_steps_that_write_over_their_state_are_compared(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(mlp())
+    x, y = examples(8, (20,), 10)
+    specs = {"x": kn.spec(x.shape), "y": kn.spec(y.shape, y.dtype)}
+    step = kn.train.compile(trainer, **specs, loss=kn.loss.cross_entropy_sparse)
+
+    def run() -> Any:
+        if not ahead:
+            return kn.train.fit(trainer, started(trainer), [(x, y)] * 3, loss=kn.loss.cross_entropy_sparse).vars.params
+        state = step.init(vars=started(trainer).vars)
+        for _ in range(3):
+            _, state = step(state, x, y, donate=True)
+        return state.vars.params
+
+    found = kn.debug.compare(run)
+    assert found, found
+    monkeypatch.setattr(Row, "run", _forgetful(Row.run))
+    found = kn.debug.compare(run)
+    assert found.fault is not None and found.fault.stage == "run"
+
+
+def _forgetful(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A `Row.run` after whose third run the first numbers are those after the first run."""
+    before: list[Any] = []
+
+    def wrong(self: Any, compiled: Any, others: Any, form: Any, runner: Any = None) -> Any:
+        result = run(self, compiled, others, form, runner)
+        for storage in self.current()[0][:1]:
+            before.append(storage.array.copy())
+            if len(before) == 3:
+                storage.view(storage.dtype.numpy, storage.shape)[...] = before[0]
+        return result
+
+    return wrong
+
+
+def test_where_nothing_ran_nothing_is_said_to_agree() -> None:
+    assert repr(kn.debug.compare(lambda: None)) == "<no program ran, so nothing was compared>"
 
 
 def test_a_wrong_kernel_is_found_behind_right_ones_and_named_with_layer_and_line() -> None:
@@ -221,10 +276,10 @@ def test_tolerances_follow_what_rounding_does_and_not_more() -> None:
     value = expected.values[0]
     assert expected.difference(0, value + np.float32(2e-5)) is None
     assert expected.difference(0, value + np.float32(2e-2)) is not None
-    # A moved number may be off by a few units in the last place, and a comparison not at all away from equality.
+    # A number that was only moved may not be off at all, and neither may a comparison of what was not rounded.
     moved, less = expected.values[1:]
-    assert expected.difference(1, np.nextafter(moved, np.float32(9))) is None
-    assert expected.difference(1, moved * np.float32(1.0001)) is not None
+    assert expected.difference(1, moved) is None
+    assert expected.difference(1, np.nextafter(moved, np.float32(9))) is not None
     other = less.copy()
     other[0] = ~other[0]
     difference = expected.difference(2, other)
@@ -233,3 +288,43 @@ def test_tolerances_follow_what_rounding_does_and_not_more() -> None:
     broken[5] = np.nan
     difference = expected.difference(1, broken)
     assert difference is not None and difference.index == (5,)
+
+
+@pytest.mark.parametrize(("dtype", "units"), [(dtypes.bfloat16, 2), (dtypes.float16, 2), (dtypes.float32, 60)])
+def test_a_function_may_be_off_by_the_last_places_of_its_type_and_not_by_more(dtype: Any, units: int) -> None:
+    x = ops.input_(identity="x", dtype=dtype, shape=(512,))
+    array = np.random.default_rng(0).uniform(1, 2, size=512).astype(dtype.numpy)
+    expected = expect(native.Graph((x,), (ops.exp(x),)), [array])
+    bits = expected.values[0].view(f"i{dtype.itemsize}")
+    assert expected.difference(0, (bits + 1).view(dtype.numpy)) is None
+    assert expected.difference(0, (bits + units).view(dtype.numpy)) is not None
+
+
+def test_casts_are_right_to_the_last_bit() -> None:
+    x = ops.input_(identity="x", dtype=dtypes.float32, shape=(512,))
+    array = np.random.default_rng(0).normal(size=512).astype(np.float32)
+    expected = expect(native.Graph((x,), (ops.cast(x, dtype=dtypes.bfloat16),)), [array])
+    cut = (array.view(np.uint32) >> 16).astype(np.uint16).view(dtypes.bfloat16.numpy)
+    difference = expected.difference(0, cut)
+    assert difference is not None and 100 < difference.wrong < 400
+
+
+def test_the_first_of_equal_numbers_is_asked_for_as_are_numbers_that_are_equal() -> None:
+    x = ops.input_(identity="x", dtype=dtypes.float32, shape=(8, 16))
+    array = np.random.default_rng(0).integers(0, 4, size=(8, 16)).astype(np.float32)
+    doubled = x * 2.0  # rounded, as far as anybody knows
+    most = ops.broadcast(ops.reshape(ops.reduce_max(doubled, axes=(1,)), shape=(8, 1)), shape=(8, 16))
+    graph = native.Graph((x,), (ops.argmax(x, axis=1), ops.eq(doubled, most)))
+    expected = expect(graph, [array])
+    last = 15 - np.argmax(array[:, ::-1], axis=1)
+    assert expected.difference(0, last) is not None
+    assert expected.difference(1, np.zeros((8, 16), np.bool_)) is not None
+
+
+@pytest.mark.parametrize("dtype", [dtypes.bfloat16, dtypes.float16])
+def test_narrow_floats_need_not_be_rounded_in_between(dtype: Any) -> None:
+    x = ops.input_(identity="x", dtype=dtype, shape=(64,))
+    array = np.random.default_rng(0).uniform(0.5, 2, size=64).astype(dtype.numpy)
+    small = x * 1e-4 if dtype is dtypes.float16 else x * 1.1
+    graph = native.Graph((x,), (1 / ops.sqrt(small * small), ops.eq(x * 1.1, x + x * 0.1)))
+    assert find_fault(graph, [array]) is None
