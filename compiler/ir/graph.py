@@ -273,6 +273,18 @@ class Graph:
                     result[child].append(node)
         return result
 
+    @cached_property
+    def dying(self) -> dict[Node, tuple[Node, ...]]:
+        """Node -> what nothing needs any more once the node is computed: no later node reads it, and it is no output."""
+        kept = set(self.outputs)
+        result: dict[Node, list[Node]] = {}
+        for node in reversed(self.nodes[len(self.inputs) :]):
+            for child in dict.fromkeys((*node.inputs, node)):
+                if child not in kept:
+                    kept.add(child)
+                    result.setdefault(node, []).append(child)
+        return {node: tuple(children) for node, children in result.items()}
+
 
 def rewrite(graph: Graph, replace: Callable[[Node, tuple[Node, ...]], Node]) -> Graph:
     """Rebuild `graph` bottom up: `replace(node, new_inputs)` returns the node to use in its place."""

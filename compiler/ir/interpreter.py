@@ -35,4 +35,6 @@ def evaluate(
         values[node] = value
         if observe is not None:
             observe(node, value)
+        for dead in graph.dying.get(node, ()):
+            del values[dead]
     return [values[node] for node in graph.outputs]

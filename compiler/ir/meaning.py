@@ -6,7 +6,6 @@ floats in float64 (the compiled code is compared with a tolerance), integers in 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -215,23 +214,20 @@ def scatter_add(indices: Array, updates: Array, *, size: int) -> Array:
 def dot_general(
     lhs: Array, rhs: Array, *, lhs_batch: Any, rhs_batch: Any, lhs_contract: Any, rhs_contract: Any
 ) -> Array:
-    def labels(rank: int, batch: Any, contract: Any, free: Any) -> list[int]:
-        names = dict(zip(batch, range(len(batch)), strict=True))
-        names.update(zip(contract, itertools.count(100), strict=False))
-        return [names[a] if a in names else next(free) for a in range(rank)]
+    wide = np.dtype(np.float64) if dtypes.of(lhs.dtype).is_float else lhs.dtype
+    rows = [a for a in range(lhs.ndim) if a not in lhs_batch and a not in lhs_contract]
+    columns = [a for a in range(rhs.ndim) if a not in rhs_batch and a not in rhs_contract]
 
-    free = itertools.count(200)
-    left = labels(lhs.ndim, lhs_batch, lhs_contract, free)
-    right = labels(rhs.ndim, rhs_batch, rhs_contract, free)
-    output = [*range(len(lhs_batch)), *(x for x in left + right if x >= 200)]
-    numbering = {label: i for i, label in enumerate(dict.fromkeys(left + right))}
-    wide = np.float64 if dtypes.of(lhs.dtype).is_float else lhs.dtype
+    def extents(x: Array, axes: Any) -> tuple[int, ...]:
+        return tuple(x.shape[a] for a in axes)
+
+    batch, depth = extents(lhs, lhs_batch), math.prod(extents(lhs, lhs_contract))
+    outer, inner = extents(lhs, rows), extents(rhs, columns)
+    left = np.transpose(lhs, (*lhs_batch, *rows, *lhs_contract)).astype(wide)
+    right = np.transpose(rhs, (*rhs_batch, *rhs_contract, *columns)).astype(wide)
     with np.errstate(all="ignore"):
-        result = np.einsum(
-            lhs.astype(wide), [numbering[x] for x in left], rhs.astype(wide), [numbering[x] for x in right],
-            [numbering[x] for x in output],
-        )  # fmt: skip
-        return np.asarray(result).astype(lhs.dtype)
+        result = left.reshape((*batch, math.prod(outer), depth)) @ right.reshape((*batch, depth, math.prod(inner)))
+        return np.asarray(result).reshape((*batch, *outer, *inner)).astype(lhs.dtype)
 
 
 def conv_general(

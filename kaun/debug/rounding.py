@@ -127,6 +127,8 @@ def _run_shaken(
             if is_narrow and (number == 0 or (number > 1 and draw.random() < 0.5)):
                 value = _wide(_rounded(value, node.dtype), node.dtype)
         values[node] = value
+        for dead in graph.dying.get(node, ()):
+            del values[dead]
     return tuple(_rounded(values[node], node.dtype) for node in graph.outputs)
 
 

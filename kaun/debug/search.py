@@ -139,10 +139,16 @@ def _in_kernels(compilation: Compilation, arguments: tuple[Array, ...]) -> Fault
     """The first kernel that gives something else than the interpreter, given the interpreter's values."""
     graph = compilation.scheduled_graph
     values: dict[Node, Array] = dict(zip(graph.inputs, arguments, strict=True))
-    evaluate(graph, arguments, observe=values.__setitem__)
-    for number, scheduled in enumerate(compilation.kernels):
-        activity.now(f"comparing kernel {number + 1} of {len(compilation.kernels)}")
-        part = _part(graph, scheduled)
+    parts = [_part(graph, scheduled) for scheduled in compilation.kernels]
+    read = {node for part in parts for node in part.inputs}
+
+    def keep(node: Node, value: Array) -> None:
+        if node in read:
+            values[node] = value
+
+    evaluate(graph, arguments, observe=keep)
+    for number, (scheduled, part) in enumerate(zip(compilation.kernels, parts, strict=True)):
+        activity.now(f"comparing kernel {number + 1} of {len(parts)}")
         given = tuple(np.array(values[node], order="C") for node in part.inputs)
         expected = expect(part, given)
         found = _check(scheduled, expected, partial(_natively, given=dict(zip(part.inputs, given, strict=True))))
