@@ -275,7 +275,7 @@ class Graph:
 
     @cached_property
     def dying(self) -> dict[Node, tuple[Node, ...]]:
-        """Node -> what nothing needs any more once the node is computed: no later node reads it, and it is no output."""
+        """Node -> what nothing needs once the node is computed: no later node reads it, and it is no output."""
         kept = set(self.outputs)
         result: dict[Node, list[Node]] = {}
         for node in reversed(self.nodes[len(self.inputs) :]):

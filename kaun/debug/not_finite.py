@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from kaun.compiler.ir import Graph, Node, ops
+from kaun.compiler.ir import Graph, Node
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.debug.faults import describe
+from kaun.debug.reach import reached, reaching
 from kaun.debug.reproducer import Array, Reproducer
 
 
@@ -35,7 +36,8 @@ class NotFinite:
     """The first op that made NaN or infinity of numbers that were not, or an input that held it.
 
     what: "NaN" or "infinity"; node: the op, which knows its layer path and the user's line (`node.source`);
-    count: how many elements of how many; index: the first of them; ranges: of the op's inputs.
+    count: how many elements of how many; index: the first of them; ranges: of the op's inputs; became: the op that made
+    NaN of the infinity that an input held.
     """
 
     what: str
@@ -45,6 +47,7 @@ class NotFinite:
     index: tuple[int, ...]
     ranges: tuple[Range, ...]
     reproducer: Reproducer
+    became: Node | None = None
 
     @property
     def layer(self) -> str:
@@ -60,7 +63,8 @@ class NotFinite:
         kind = "NaN" if self.what == "NaN" else "infinite"
         share = f"{self.count:,} of {self.node.size:,} elements are {kind}{place}"
         if self.name:
-            return f"{self.what} was there already: the input `{self.name}` held it; {share}"
+            told = f"{self.what} was there already: the input `{self.name}` held it; {share}"
+            return told + (f"\n    NaN was made of it by {describe(self.became)}" if self.became is not None else "")
         lines = [f"the first op that made {self.what} is {describe(self.node)}; {share}"]
         return "\n    ".join([*lines, *map(str, self.ranges)])
 
@@ -92,65 +96,85 @@ class AllFinite:
 def find_not_finite(graph: Graph, arrays: Sequence[Array]) -> NotFinite | None:
     """Where the NaN or infinity in the graph's outputs came from; None if there is none in them.
 
-    Infinity that is there on purpose, such as in a mask, makes nobody a culprit who only hands it on, and neither does
-    what no output depends on. Of several ops, the one the program wrote first.
+    Elements are followed back from the outputs, those that are NaN if there are any, from each to the NaN that it was
+    made of, or else to the infinity. So what no output shows is not blamed, and infinity that is there on purpose, as
+    in a mask, only where NaN was made of it. Inputs that held NaN come first, then the op that the program wrote first
+    of those that made NaN or infinity of finite numbers, then inputs that held infinity, then constants that do.
     """
     values: dict[Node, Array] = dict(zip(graph.inputs, map(np.asarray, arrays), strict=True))
     evaluate(graph, arrays, observe=values.__setitem__)
-    broken = {node for node, value in values.items() if node.dtype.is_float and not _finite(value).all()}
+    looked_for = _any_nan(values[node] for node in graph.outputs if node.dtype.is_float)
+    bad: dict[Node, Array] = {}
+    for node in graph.outputs:
+        if node.dtype.is_float:
+            bad[node] = np.isnan(_wide(values[node])) if looked_for else ~_finite(values[node])
     given = dict(zip(graph.inputs, graph.input_names or ("",) * len(graph.inputs), strict=True))
-    reached: set[Node] = set()
-    stack = [node for node in graph.outputs if node in broken]
-    culprits = []
-    while stack:
-        node = stack.pop()
-        if node in reached:
-            continue
-        reached.add(node)
-        what = _made(node, values, node in given)
-        if what:
-            culprits.append((node.serial, node, what))
-        if node not in given:
-            stack += [child for child in _used(node, values) if child in broken]
-    if not culprits:
+    found: list[_Culprit] = []
+    for node in reversed(graph.nodes):
+        if node in bad and bad[node].any() and (node in given or node.inputs):
+            found += [_Culprit(node, bad[node], 0)] if node in given else _followed(node, bad, values)
+    if not found:
         return None
-    # An input that held it comes before everything made of it.
-    _, node, what = min(culprits, key=lambda each: (each[1] not in given, each[0]))
-    value = values[node].astype(np.float64)
-    bad = np.isnan(value) if what == "NaN" else np.isinf(value)
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))
+    culprit = min(found, key=lambda each: each.order(values, given))
+    node, (what, where) = culprit.node, culprit.seen(values)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(where)), where.shape))
     name = (given[node] or f"input {graph.inputs.index(node)}") if node in given else ""
     ranges = () if node in given else tuple(_range(child, values[child], given) for child in node.inputs)
+    followed = [each.node for each in found if each.of_infinity] if name and what == "infinity" else []
+    became = min(followed, key=lambda each: each.serial) if followed else None
     kept = Reproducer(Graph(graph.inputs, (node,), graph.input_names), tuple(map(np.asarray, arrays)))
-    return NotFinite(what, node, name, int(np.count_nonzero(bad)), index, ranges, kept)
+    return NotFinite(what, node, name, int(np.count_nonzero(where)), index, ranges, kept, became)
+
+
+@dataclass(frozen=True, eq=False)
+class _Culprit:
+    """A node, its elements that are bad and were not before it, and how many of those are NaN made of infinity."""
+
+    node: Node
+    made: Array
+    of_infinity: int
+
+    def seen(self, values: dict[Node, Array]) -> tuple[str, Array]:
+        """What it made, NaN before infinity, and where."""
+        nan = self.made & np.isnan(_wide(values[self.node]))
+        return ("NaN", nan) if nan.any() else ("infinity", self.made)
+
+    def order(self, values: dict[Node, Array], given: dict[Node, str]) -> tuple[int, int]:
+        """The least of culprits is the one to name."""
+        if self.node in given:
+            return (0 if self.seen(values)[0] == "NaN" else 2), self.node.serial
+        return (3 if self.of_infinity == np.count_nonzero(self.made) else 1), self.node.serial
+
+
+def _followed(node: Node, bad: dict[Node, Array], values: dict[Node, Array]) -> list[_Culprit]:
+    """The node if it made what is bad in it; what it was given goes into `bad`."""
+    here = bad[node]
+    from_nan, from_infinity = np.zeros(node.shape, np.bool_), np.zeros(node.shape, np.bool_)
+    floats = [(i, child, _wide(values[child])) for i, child in enumerate(node.inputs) if child.dtype.is_float]
+    for position, _, value in floats:
+        if not np.isfinite(value).all():
+            from_nan |= reached(node, position, np.isnan(value), values)
+            from_infinity |= reached(node, position, np.isinf(value), values)
+    nan = here & np.isnan(_wide(values[node]))
+    for position, child, value in floats:
+        if not np.isfinite(value).all():
+            handed = reaching(node, position, nan & from_nan, values) & np.isnan(value)
+            handed |= reaching(node, position, here & ~(nan & from_nan), values) & ~np.isfinite(value)
+            bad[child] = bad[child] | handed if child in bad else handed
+    made = (nan & ~from_nan) | (here & ~nan & ~from_nan & ~from_infinity)
+    return [_Culprit(node, made, int(np.count_nonzero(made & from_infinity)))] if made.any() else []
+
+
+def _wide(value: Array) -> Array:
+    return value.astype(np.float64)
 
 
 def _finite(value: Array) -> Array:
-    return np.asarray(np.isfinite(value.astype(np.float64)))
+    return np.asarray(np.isfinite(_wide(value)))
 
 
-def _made(node: Node, values: dict[Node, Array], is_given: bool) -> str:
-    """"NaN" or "infinity" if the node made it, or held it as an input; "" if it came from what the node reads."""
-    value = values[node].astype(np.float64)
-    has_nan = bool(np.isnan(value).any())
-    if is_given:
-        return "NaN" if has_nan else "infinity" if np.isinf(value).any() else ""
-    if not node.inputs:
-        return ""  # a constant is meant
-    read = [values[child].astype(np.float64) for child in _used(node, values) if child.dtype.is_float]
-    if has_nan:
-        return "" if any(np.isnan(array).any() for array in read) else "NaN"
-    return "" if any(not np.isfinite(array).all() for array in read) else "infinity"
-
-
-def _used(node: Node, values: dict[Node, Array]) -> list[Node]:
-    """The inputs that show in the node's value where that is not finite."""
-    if node.op is not ops.where:
-        return list(node.inputs)
-    condition, chosen, other = node.inputs
-    bad = ~_finite(values[node])
-    holds = values[condition].astype(bool)
-    return [child for child, shows in ((chosen, holds), (other, ~holds)) if (bad & shows).any()]
+def _any_nan(values: Iterable[Array]) -> bool:
+    return any(np.isnan(_wide(value)).any() for value in values)
 
 
 def _range(node: Node, value: Array, given: dict[Node, str]) -> Range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,3 +126,47 @@ def test_what_was_found_can_be_saved_replayed_and_made_smaller(
     kept = reproducer.load(small)
     assert [node.op.name for node in kept.graph.nodes] == ["input", "log"]
     assert kept.graph.inputs[0].size == 1 and kept.inputs[0].max() < 0
+
+
+MASK = np.where(np.tril(np.ones((4, 4))) > 0, 0, -np.inf).astype(np.float32)
+
+
+def test_a_mask_that_is_given_is_not_blamed_for_the_nan_beside_it() -> None:
+    x = nx.asarray(np.array([[1, 2, 3, 4]] * 3 + [[1, -2, 3, 4]], np.float32))
+
+    def attend(x: Any, mask: Any) -> Any:
+        return nx.softmax(nx.log(x) + mask, axis=-1), nx.log(x) + mask
+
+    found = kn.debug.nan(attend, x, nx.asarray(MASK))
+    assert (found.what, found.node.op.name, found.index, found.count) == ("NaN", "log", (3, 1), 1)
+
+
+def test_infinity_beside_one_that_is_meant_is_found() -> None:
+    found = kn.debug.nan(lambda x: nx.exp(x) + MASK[3], nx.asarray([1.0, 100.0, 1.0, 1.0]))
+    assert (found.what, found.node.op.name, found.index) == ("infinity", "exp", (1,))
+
+
+def test_where_nan_was_made_of_an_inputs_infinity_both_are_told() -> None:
+    found = kn.debug.nan(lambda x, mask: nx.softmax(x + mask), nx.ones(4), nx.full((4,), -np.inf))
+    assert (found.what, found.name) == ("infinity", "input 1")
+    assert found.became is not None and found.became.op.name == "sub"
+    assert "NaN was made of it by `sub` float32[4] at test_debug_not_finite.py" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("function", "index", "count"),
+    [
+        (lambda x: nx.sum(nx.flip(nx.transpose(nx.log(x)), 0)[1:]), (1, 1), 1),
+        (lambda x: nx.take(nx.log(x), nx.asarray([1]), axis=0), (1, 1), 1),
+        (lambda x: nx.max(nx.pad(nx.log(x), ((1, 1), (0, 0))), axis=1)[2:], (1, 1), 2),
+        (lambda x: (nx.log(x) @ nx.ones((3, 2)))[1:2], (1, 1), 1),
+        (lambda x: nx.concatenate([x, nx.log(x)])[4:5], (1, 1), 1),
+        (lambda x: kn.fn.conv1d(nx.log(x)[None], nx.ones((1, 3, 1)))[0, :, 2:], (2, 2), 1),
+        (lambda x: nx.where(x > -6, nx.log(x), 0.0), (1, 1), 1),
+    ],
+)  # fmt: skip
+def test_only_elements_that_the_outputs_are_made_of_are_blamed(function: Any, index: Any, count: int) -> None:
+    x = nx.asarray(np.array([[1, 2, 3], [4, -5, 6], [7, 8, -9]], np.float32))
+    found = kn.debug.nan(function, x)
+    assert (found.what, found.node.op.name, found.index, found.count) == ("NaN", "log", index, count)
+    assert found.node.size == 9 and not kn.debug.nan(lambda x: function(nx.abs(x)), x)
