@@ -74,6 +74,9 @@ def _run(given: Sequence[str]) -> int:
     except (UserCodeError, OutputError) as error:
         print(f"kaun {name}: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"kaun {name}: there is not enough memory: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

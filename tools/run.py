@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from kaun.compiler.ir import dtypes
 from kaun.compiler.ir.interpreter import evaluate
+from kaun.compiler.program import Program
 from kaun.compiler.program_run import run_program
+from kaun.compiler.schedule.loop_ir import Kernel
 from kaun.compiler.schedule.parse import parse_kernel
 from kaun.compiler.schedule.run import run_kernel
 from kaun.tools import subject
@@ -20,6 +22,7 @@ from kaun.tools.status import shown
 from kaun.debug import native, reproducer
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Parsed = TypeVar("Parsed")
 
 
 def main(arguments: Sequence[str], prog: str = "kaun run") -> int:
@@ -58,9 +61,9 @@ def _results(file: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
     text = "" if file.endswith(".npz") or (":" in file) else subject.read_text(file)
     kind = subject.kind_of(text)
     if kind == "program":
-        return _of_program(text, inputs, compiled)
+        return _of_program(_parsed(file, native.program_of, text), inputs, compiled)
     if kind == "kernel":
-        return _of_kernel(text, inputs, compiled)
+        return _of_kernel(_parsed(file, parse_kernel, text), inputs, compiled)
     found = subject.Subject(subject.graph_of_text(text, file)) if file == "-" else subject.find(file)
     graph = found.graph
     arrays = found.inputs if inputs is None else reproducer.load_inputs(inputs, graph)
@@ -72,8 +75,14 @@ def _results(file: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
     return {f"output_{number}": array for number, array in enumerate(run)}
 
 
-def _of_program(text: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
-    program = native.program_of(text)
+def _parsed(file: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _of_program(program: Program, inputs: str | None, compiled: bool) -> dict[str, Array]:
     names = [f"input_{number}" for number in range(len(program.inputs))]
     types = [(each.dtype, each.nbytes // each.dtype.itemsize) for each in program.inputs]
     arrays = _plain(inputs, names, types)
@@ -82,8 +91,7 @@ def _of_program(text: str, inputs: str | None, compiled: bool) -> dict[str, Arra
     return {f"output_{number}": array for number, array in enumerate(run)}
 
 
-def _of_kernel(text: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
-    kernel = parse_kernel(text)
+def _of_kernel(kernel: Kernel, inputs: str | None, compiled: bool) -> dict[str, Array]:
     written = native.written(kernel)
     read = [buffer for buffer, is_written in zip(kernel.buffers, written, strict=True) if not is_written]
     names = [f"buffer_{buffer.position}" for buffer in read]

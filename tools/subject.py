@@ -35,6 +35,10 @@ HELP = (
 )
 
 
+# The longest text that is read.
+_LONGEST_TEXT = 64 << 20
+
+
 class SubjectError(ValueError):
     """The name leads nowhere, or to nothing that can be looked at."""
 
@@ -115,13 +119,23 @@ def _part(name: str, graphs: dict[str, Graph], part: str | None) -> Subject:
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of standard input for "-". SubjectError if it cannot be read, or is an export."""
+    """The text of a file, or of standard input for "-".
+
+    SubjectError if it cannot be read, is an export, or is longer than any graph, as a device that never ends.
+    """
     if name != "-":
         _refuse_export(name)
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text()
+        if name == "-":
+            text = sys.stdin.read(_LONGEST_TEXT + 1)
+        else:
+            with open(name, encoding="utf-8") as file:
+                text = file.read(_LONGEST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise SubjectError(reason(error) if isinstance(error, OSError) else f"{name} is no text: {error}") from error
+    if len(text) > _LONGEST_TEXT:
+        raise SubjectError(f"{name} is longer than {_LONGEST_TEXT:,} characters; expected {HELP}")
+    return text
 
 
 def kind_of(text: str) -> str:
@@ -141,7 +155,7 @@ def graph_of_text(text: str, name: str) -> Graph:
         raise SubjectError(f"{name} holds {what}; expected the text of a graph, which starts with `graph(`")
     try:
         return parse_graph(text)
-    except (ValueError, KeyError, IndexError, SyntaxError) as error:
+    except ValueError as error:
         raise SubjectError(f"{name}: {error}") from error
 
 

@@ -14,7 +14,8 @@ from .graph import (
     topological,
     unshared,
 )
-from .text import key, parse_graph, print_graph
+from .parse import parse_graph
+from .text import key, print_graph
 from .verify import VerificationError, verify
 
 __all__ = [

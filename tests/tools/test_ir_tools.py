@@ -229,7 +229,7 @@ def test_opt_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     [
         (["g.ir", "--pass", "simplfy"], "unknown pass 'simplfy'; expected one of canonicalise"),
         (["g.ir", "--pass", "fuse,simplify"], "'simplify' cannot follow 'fuse', which does not make a graph"),
-        (["bad.ir"], "bad.ir: text.parse_graph: unknown op 'mull' in line"),
+        (["bad.ir"], "bad.ir: text.parse_graph: line 3, column 8: unknown op 'mull'\n"),
     ],
 )
 def test_opt_explains_what_it_refuses(
@@ -237,6 +237,22 @@ def test_opt_explains_what_it_refuses(
 ) -> None:
     (folder / "bad.ir").write_text(GRAPH.replace("mul(", "mull("))
     assert reason in refusal(capsys, "opt", *arguments)
+
+
+@pytest.mark.parametrize("tool", ["run", "check"])
+def test_what_no_memory_can_hold_is_told_in_one_line(
+    tool: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = 10**13
+    line = f"%0 = constant(value=1.0, dtype=float32, shape=({size},)) : float32[{size}]"
+    (folder / "huge.ir").write_text(f"graph() {{\n  {line}\n  return %0\n}}\n")
+    assert command.main([tool, "huge.ir"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"kaun {tool}: there is not enough memory: ") and err.count("\n") == 1
+
+
+def test_what_never_ends_is_not_read_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/dev/zero is longer than" in refusal(capsys, "run", "/dev/zero")
 
 
 def test_opt_tells_what_a_graph_has_to_go_through_before_it_is_fused(

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from kaun.compiler.ir import Graph, VerificationError, dtypes, full, key, ops, parse_graph, print_graph, source, verify
 from kaun.compiler.ir.graph import Node, Op
 from kaun.compiler.ir.interpreter import evaluate
+from kaun.compiler.ir.source import Source
 
 relaxed = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -66,12 +67,53 @@ def test_the_text_form_is_the_documented_one() -> None:
         ("shape=(2, 3)", "shape=(2, 4)", "has type float32|expected equal shapes"),
         ("value=2.0, ", "", "value"),
         ("  return %2\n", "", "no return line"),
-        ("mul(%0, %1)", "mul %0, %1", "cannot parse line"),
+        ("mul(%0, %1)", "mul %0, %1", "line 3, column 11: expected '\\('"),
+        ("  return %2\n", "  return %2\n  return %1\n", "line 5, column 3: expected '}' after the return line"),
+        ("  return %2\n", "  %1 = neg(%0) : float32[2, 3]\n  return %2\n", "line 4, column 3: %1 is defined twice"),
+        ("(%0: float32[2, 3])", "(%0: float32[2, 3], what)", "line 1, column 26: expected %0 or another number"),
+        ("(%0: float32[2, 3])", "(%0: float32[-2, 3])", "line 1, column 18: expected a shape"),
+        ("(%0: float32[2, 3])", f"(%0: float32[{'9' * 5000}])", "expected a shape"),
+        ("(%0: float32[2, 3])", f"(%0: float32[{2**63}])", "too many elements"),
+        ("value=2.0", "value=9**9**9", r"'9\*\*9\*\*9' is no value of an attribute"),
+        ("value=2.0", "value='a'", "cannot be the value of anything"),
+        ("value=2.0", "value=1j", "cannot be the value of anything"),
+        ("value=2.0", "value=" + "(" * 10000, "expected a value"),
+        ("value=2.0", "value=" + "-" * 10000 + "1", "is no value"),
+        ("shape=(2, 3)", "shape=(2.5, 3)", "cannot be the shape of anything"),
+        ("shape=(2, 3)", "shape=[2, 3]", "cannot be the shape of anything"),
+        ("shape=(2, 3)", "shape=(True, 3)", "cannot be the shape of anything"),
+        ("dtype=float32", "dtype=3", "cannot be the dtype of anything"),
+        ("value=2.0, dtype=float32", "value=300, dtype=int8", "constant: 300 is no int8"),
+        ("value=2.0, dtype=float32", "value=nan, dtype=int8", "constant: nan is no int8"),
+        ("mul(%0, %1)", "input(identity=0, dtype=float32, shape=())", "inputs belong in the first line"),
+        ("%1) : float32[2, 3]", "%1) : float32[2, 3]  @ \"f\":3 \"\" sideways", "unknown phase"),
+        ("%1) : float32[2, 3]", "%1) : float32[2, 3]  @ \"\\xZ\":3 \"\" forward", "no text in double quotes"),
+        ("}\n", "}\n}\n", "line 6, column 1: expected nothing after '}'"),
+        ("}\n", "", "line 4, column 12: expected '}' on the last line"),
     ],
 )
 def test_text_that_is_wrong_is_refused_with_its_line(old: str, new: str, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"text\.parse_graph: .*({message})"):
+    assert old in GOOD
+    with pytest.raises(ValueError, match=rf"text\.parse_graph: (?=line \d+, column \d+: ).*({message})") as raised:
         parse_graph(GOOD.replace(old, new))
+    # A long line is shown around the place alone, and the place is pointed at.
+    _, shown, pointer = str(raised.value).splitlines()
+    assert len(shown) <= 120 and pointer.strip() == "^" and len(pointer) <= len(shown) + 1
+
+
+NAMES = ["a\nb", "a\rb", "a\x0bb", "a\x85b", "a\u2028b", "a\x00b", "a\udc80b", 'a"b\\', "ä ∂ 😀"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_and_file_is_read_back(name: str) -> None:
+    x = ops.input_(identity=("text", name), dtype=dtypes.float32, shape=(2,))
+    with source.inherit(Source(name, 3, name)):
+        graph = Graph((x,), (ops.exp(x),), (name,))
+    text = print_graph(graph)
+    text.encode()
+    assert len(text.split("\n")) == len(text.splitlines()) + 1 == 5
+    read = parse_graph(text)
+    assert print_graph(read) == text and read.input_names == (name,)
 
 
 def broken(node: Node, **changes: object) -> Node:
