@@ -43,11 +43,12 @@ from .arithmetic import BIT, I32, Arithmetic, constant, lanes_of, memory_type, r
 from .chain_blocking import ChainPlan, Memory, Step
 from .contraction_packing import pack_memory_b
 from .control_flow import counted_loop, index, offset, smaller
-from .emitter import Emitter, Lanes
+from .emitter import Emitter
 from .locations import located
 from .loops import load_pointers
 from .micro_kernel import MicroKernel, emit_micro_kernel
 from .panels import Axis, PanelWriter
+from .scopes import Lanes
 from .vector_target import VectorTarget
 
 _BYTE = ir.IntType(8)

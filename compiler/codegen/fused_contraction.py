@@ -18,11 +18,12 @@ from . import contraction as template
 from .arithmetic import I32, I64, Arithmetic, constant, memory_type, register_type
 from .contraction import Blocking, Contraction, Memory, Operand, Packed
 from .control_flow import offset
-from .emitter import Emitter, Lanes
+from .emitter import Emitter
 from .lanes import VectorLoop, lane_step
 from .locations import kernel_function, located
 from .loops import load_pointers
 from .panels import Axis, PanelWriter
+from .scopes import Lanes
 from .vector_target import VectorTarget
 
 

@@ -25,10 +25,11 @@ from ..schedule.loop_ir import Apply, Buffer, Condition, Literal, Load, LoopKern
 from .accumulators import Accumulator
 from .arithmetic import BYTE, I32, I64, Arithmetic, constant, register_type, widened
 from .control_flow import POINTER
-from .emitter import Emitter, Lanes, condition_key
+from .emitter import Emitter, condition_key
 from .kept_rows import FUNCTION, FUNCTIONS, SIMPLE, KeptRow, row_values
 from .lanes import VectorLoop, lane_offsets
 from .locations import kernel_function, located
+from .scopes import Lanes
 from .vector_target import VectorTarget
 
 # Loops are written out up to so many operations in all, of which a mathematical function counts as several.

@@ -13,7 +13,8 @@ from ..schedule.loop_ir import Value
 from .arithmetic import BIT, I32, I64, constant, intrinsic, masked_store, register_type, splat, suffix
 from .contraction_packing import transpose_square
 from .control_flow import POINTER, offset
-from .emitter import Emitter, Lanes
+from .emitter import Emitter
+from .scopes import Lanes
 
 
 @dataclass(frozen=True)
