@@ -279,9 +279,11 @@ def fit(
     Elements are `(x, y)` and the loss is `loss(output, y)`; without `loss`, elements are `(x, loss_fn)` and the loss is
     `loss_fn(output)`. `report(step=, loss=, state=)` is called after each step, with `step` counted from 1 in this call
     and `loss` a float; raising `EarlyStop` in it ends training. `progress` shows a live bar with loss, speed and time
-    left. An interrupt (Ctrl-C, KeyboardInterrupt) ends training too: the state of the last whole step is returned,
-    and its `step` tells how far that is. With `check_finite`, a loss that is NaN or infinite raises `NotFiniteError`, a
-    ValueError with the number of the step and the path of the first layer whose output was not finite.
+    left. An interrupt (Ctrl-C, KeyboardInterrupt) ends training too, also one after the last step: so that nothing is
+    lost, the state of the last whole step is returned, and a UserWarning says so. A program that is to end then looks
+    at the state's `step`; a second Ctrl-C is an ordinary one. With `check_finite`, a loss that is NaN or infinite
+    raises `NotFiniteError`, a ValueError with the number of the step and the path of the first layer whose output was
+    not finite.
 
     With `log_dir`, TensorBoard's event files are written into that folder: the loss, learning rate and norm of the
     gradients of each step, what was compiled, and kernels' times; see `kaun.training_log`. `kaun plot DIR` draws them.
@@ -309,8 +311,16 @@ def fit(
                     bar.advance(value)
                 if report is not None:
                     report(step=number, loss=float(value), state=loop.state())
-        except (EarlyStop, KeyboardInterrupt):
+        except EarlyStop:
             return loop.state()
+        except KeyboardInterrupt:
+            reached = loop.state()
+            warnings.warn(
+                f"train.fit: interrupted; this is the state after step {int(reached.step)}, and what follows goes on "
+                "from it (another Ctrl-C ends the program)",
+                stacklevel=2,
+            )
+            return reached
     if number == 0:
         warnings.warn(
             "train.fit: the data gave no element, so nothing was trained; a pipeline is passed through once: call "

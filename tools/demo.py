@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,7 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
     # A state is never changed, so this step compiles the program and leaves no trace in the training.
     loss = kn.loss.cross_entropy_sparse
     tracing_started = time.perf_counter()
-    _whole(kn.train.fit(trainer, state, [next(batches)], loss=loss), 1)
+    _trained(trainer, state, [next(batches)], loss=loss)
     tracing_seconds = time.perf_counter() - tracing_started
     kernels = len(compiled_step(trainer).compiled.executable.program.calls)
     console.print(
@@ -110,7 +111,7 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
     )
 
     training_started = time.perf_counter()
-    state = _whole(kn.train.fit(trainer, state, Epochs(batches, epochs), loss=loss, progress=True), steps)
+    state = _trained(trainer, state, Epochs(batches, epochs), loss=loss, progress=True)
     training_seconds = time.perf_counter() - training_started
     accuracy = kn.metric.accuracy(kn.train.predict(trainer, state, x_test), y_test)
     written = _save(console, checkpoint, state)
@@ -126,11 +127,14 @@ def run(console: Console, *, model: str, seed: int, epochs: int, checkpoint: str
     )
 
 
-def _whole(state: kn.train.State, steps: int) -> kn.train.State:
-    """The state after so many steps. KeyboardInterrupt if there are fewer, since `fit` ends quietly on an interrupt."""
-    if int(state.step) < steps:
-        raise KeyboardInterrupt
-    return state
+def _trained(trainer: kn.train.Trainer, state: kn.train.State, data: Iterable[Any], **options: Any) -> kn.train.State:
+    """What `fit` returns, but for an interrupt, after which there is nothing to go on with: it is raised."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "train.fit: interrupted", UserWarning)
+        try:
+            return kn.train.fit(trainer, state, data, **options)
+        except UserWarning as interrupted:
+            raise KeyboardInterrupt from interrupted
 
 
 def _save(console: Console, path: str, state: kn.train.State) -> str | None:

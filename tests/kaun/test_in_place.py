@@ -21,6 +21,9 @@ Y = (X[:, 0] > 0).astype(np.int64)
 MODEL = layer.sequential([layer.linear(in_features=3, out_features=5), layer.tanh(), layer.batch_norm(num_features=5),
                           layer.linear(in_features=5, out_features=2)])  # fmt: skip
 
+# Here, where many are sent, that it was told is nothing to tell.
+pytestmark = pytest.mark.filterwarnings("ignore:train.fit. interrupted")
+
 
 def started(optimizer=None, seed=0):
     trainer = train.make(model=MODEL, optimizer=optimizer or optim.adamw(lr=0.05))

@@ -231,17 +231,43 @@ def test_an_interrupt_returns_the_state_of_the_last_whole_step():
     st = started(trainer)
     whole = train.fit(trainer, st, [(X, Y)] * 3, loss=loss.cross_entropy_sparse)
     for progress in (False, True):
-        cut = train.fit(
-            trainer, st, interrupting([(X, Y)] * 10, at=4), loss=loss.cross_entropy_sparse, progress=progress
-        )
+        with pytest.warns(UserWarning, match="train.fit: interrupted; this is the state after step 3"):
+            cut = train.fit(
+                trainer, st, interrupting([(X, Y)] * 10, at=4), loss=loss.cross_entropy_sparse, progress=progress
+            )
         assert int(cut.step) == 3 and same_values(cut, whole)
 
     def report(step, loss, state):
         if step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    cut = train.fit(trainer, st, [(X, Y)] * 10, loss=loss.cross_entropy_sparse, report=report)
+    with pytest.warns(UserWarning, match="state after step 3"):
+        cut = train.fit(trainer, st, [(X, Y)] * 10, loss=loss.cross_entropy_sparse, report=report)
     assert same_values(cut, whole)
+
+
+def test_an_interrupt_after_the_last_step_is_told_and_loses_nothing():
+    def data():
+        yield from [(X, Y)] * 3
+        signal.raise_signal(signal.SIGINT)
+
+    trainer = trainer_of()
+    st = started(trainer)
+    whole = train.fit(trainer, st, [(X, Y)] * 3, loss=loss.cross_entropy_sparse)
+    with pytest.warns(UserWarning, match="interrupted; this is the state after step 3"):
+        cut = train.fit(trainer, st, data(), loss=loss.cross_entropy_sparse)
+    assert same_values(cut, whole)
+
+
+def test_a_second_interrupt_is_an_ordinary_one(monkeypatch):
+    trainer = trainer_of()
+
+    def again(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.warnings, "warn", again)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(trainer, started(trainer), interrupting([(X, Y)] * 3, at=2), loss=loss.cross_entropy_sparse)
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_first_layer():
