@@ -2,7 +2,9 @@
 
 Every kernel runs in its place in the program, with the caches as the kernels before it left them. In a launch that
 runs several kernels side by side, each is charged the part of the launch's time that its share of the threads' work is,
-so the kernels' times add up to the time of the whole. A call's limit is the longer of its operations at the measured
+so the kernels' times add up to the time of the whole. What a noted run takes for looking at the clock is measured and
+taken off; the call from Python, which for a function of a microsecond is most of it, is a row of its own: it is what
+the same call takes of a program that does nothing. A call's limit is the longer of its operations at the measured
 peak of multiply-adds and its bytes at the measured rate of copying from the level of memory that holds them.
 """
 
@@ -13,7 +15,8 @@ import json
 import os
 import statistics
 import time
-from collections import defaultdict
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ from kaun.execution import CompiledProgram, Result, Storage, vector_target
 from kaun.runtime import activity
 from kaun.runtime import target as targets
 from kaun.runtime.peaks import Peaks, bandwidth_of, measure_peaks
-from kaun.runtime.trace import Layout, Run, Tracer
+from kaun.runtime.trace import Layout, Run, Tracer, clock_seconds, without_kernels
 
 if TYPE_CHECKING:
     from kaun.compiler.codegen.vector_target import VectorTarget
@@ -38,6 +41,8 @@ _PEAK_SECONDS = 0.15
 # The columns of the table, those of numbers first.
 _HEAD = ("kernel", "launch", "time", "share", "GFLOP/s", "GB/s", "of limit", "bound by", "computes", "layers", "lines")
 _NUMBERS = 7
+# Of shorter kernels no rate is told: the clock does not see them.
+_UNSEEN = 1e-8
 # Kernels that a plot of the roofline names, and the least share of the time for one to be in it.
 _NAMED, _LEAST_SHARE = 12, 1e-3
 
@@ -76,13 +81,15 @@ class KernelProfile:
 class Profile:
     """What a profile found. Printing it shows the table.
 
-    seconds: the median time of a whole run that notes nothing; noted_seconds: of one that does.
+    seconds: the time of a whole run that notes nothing, called from Python; noted_seconds: of one that does, within.
+    call_seconds: of the same call of a program that does nothing. Times are means of the middle half of all runs.
     arena: bytes of intermediates alive during each launch; arguments: bytes of inputs and outputs.
     """
 
     kernels: tuple[KernelProfile, ...]
     seconds: float
     noted_seconds: float
+    call_seconds: float
     arena: tuple[int, ...]
     arguments: int
     peaks: Peaks
@@ -93,23 +100,37 @@ class Profile:
         """The kernels' times together."""
         return sum(kernel.seconds for kernel in self.kernels)
 
+    @property
+    def rest_seconds(self) -> float:
+        """What is neither the kernels' time nor the call's: what the entry does before, between and after them."""
+        return max(0.0, self.seconds - self.kernel_seconds - self.call_seconds)
+
     def table(self, most: int | None = 30) -> str:
-        """The kernels by time, the longest first, at most `most` of them."""
+        """The kernels by time, the longest first, at most `most` of them, and what a run takes besides."""
         rows: list[tuple[str, ...]] = [_HEAD]
         ordered = sorted(self.kernels, key=lambda kernel: -kernel.seconds)
         for kernel in ordered[:most]:
+            seconds = kernel.seconds
+            rates = _rate(kernel.flops, seconds), _rate(kernel.bytes, seconds), f"{kernel.of_limit:.0%}"
             rows.append((
-                str(kernel.number), str(kernel.launch), format_seconds(kernel.seconds),
-                f"{kernel.seconds / max(self.kernel_seconds, 1e-30):.1%}", _rate(kernel.flops, kernel.seconds),
-                _rate(kernel.bytes, kernel.seconds), f"{kernel.of_limit:.0%}", kernel.bound, kernel.name,
+                str(kernel.number), str(kernel.launch), format_seconds(seconds), self._share(seconds),
+                *(rates if seconds >= _UNSEEN else "---"), kernel.bound, kernel.name,
                 _few(kernel.layers), _few(kernel.lines),
             ))  # fmt: skip
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-        lines = [_aligned(row, widths) for row in rows]
         if most is not None and len(ordered) > most:
             rest = sum(kernel.seconds for kernel in ordered[most:])
-            lines.append(f"and {len(ordered) - most} more kernels in {format_seconds(rest)}")
-        return "\n".join([*lines, "", self.summary()])
+            rows.append(self._other_row(rest, f"{len(ordered) - most} more kernels"))
+        rows.append(self._other_row(self.call_seconds, "the call from Python"))
+        rows.append(self._other_row(self.rest_seconds, "between kernels"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+        return "\n".join([*(_aligned(row, widths) for row in rows), "", self.summary()])
+
+    def _share(self, seconds: float) -> str:
+        return f"{seconds / max(self.seconds, 1e-30):.1%}"
+
+    def _other_row(self, seconds: float, what: str) -> tuple[str, ...]:
+        """A row of the table for what is no single kernel."""
+        return ("", "", format_seconds(seconds), self._share(seconds), "", "", "", "", what, "", "")
 
     def summary(self) -> str:
         """The whole run in a few lines."""
@@ -119,7 +140,8 @@ class Profile:
         workers = self.peaks.threads
         return "\n".join([
             f"a run takes {format_seconds(self.seconds)}; its {len(self.kernels)} kernels add up to "
-            f"{format_seconds(self.kernel_seconds)} ({self.kernel_seconds / max(self.seconds, 1e-30):.1%})",
+            f"{format_seconds(self.kernel_seconds)} ({self._share(self.kernel_seconds)}), the call from Python takes "
+            f"{format_seconds(self.call_seconds)}",
             f"{flops:,} operations and {moved:,} bytes: the measured peaks ({self.peaks.flops / 1e9:.0f} GFLOP/s, "
             f"{self.peaks.bandwidth[-1][1] / 1e9:.0f} GB/s from memory, {workers} threads) allow "
             f"{format_seconds(limit)}, {limit / max(self.seconds, 1e-30):.0%} of it",
@@ -270,29 +292,34 @@ def profile(
     record = compiled.executable.record(arguments)
     tracer = tracer_of(compiled)
 
-    def plain() -> float:
+    nothing = without_kernels(record, targets.host())
+
+    def call(which: array[int]) -> float:
         started = time.perf_counter()
-        compiled.executable.start(record)
+        compiled.executable.start(which)
         return time.perf_counter() - started
 
-    plain()
+    call(record)
     tracer.run(arguments)
     activity.now(f"running it for {seconds:g} s")
     whole: list[float] = []
+    idle: list[float] = []
     runs: list[Run] = []
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(runs) < _LEAST_RUNS:
         # One after the other, so that both see the machine in the same state.
-        plain()
-        whole.append(plain())
+        call(record)
+        whole.append(call(record))
+        idle.append(call(nothing))
         tracer.run(arguments)
         runs.append(tracer.run(arguments))
     activity.now("measuring what this machine can do")
     peaks = _peaks(targets.host(), tracer.threads)
     return Profile(
-        kernels=_kernels(compilation, runs, peaks),
-        seconds=statistics.median(whole),
-        noted_seconds=statistics.median(_length(run) for run in runs),
+        kernels=_kernels(compilation, runs, clock_seconds(targets.host()), peaks),
+        seconds=_middle(whole),
+        noted_seconds=_middle([_length(run) for run in runs]),
+        call_seconds=_middle(idle),
         arena=_alive(compilation),
         arguments=sum(array.nbytes for array in (*program.inputs, *program.outputs)),
         peaks=peaks,
@@ -346,29 +373,42 @@ def markdown_table(compilation: Compilation, run: Run) -> tuple[float, str]:
     return whole, "\n".join(rows)
 
 
-def call_times(program: Program, runs: Sequence[Run]) -> list[tuple[float, float]]:
-    """(seconds of the program's time, seconds of all threads) of each call of the program, medians over the runs."""
+def call_times(program: Program, runs: Sequence[Run], clock: float = 0.0) -> list[tuple[float, float]]:
+    """(seconds of the program's time, seconds of all threads) of each call of the program, the usual over the runs.
+
+    clock: seconds that a look at the clock takes, which is no part of them: one lies in each event, and in each launch
+    one, and two for each event of the worker that has most of them.
+    """
     launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
     shares: list[list[float]] = [[] for _ in launches]
     works: list[list[float]] = [[] for _ in launches]
     for run in runs:
-        work: defaultdict[int, int] = defaultdict(int)
+        work: defaultdict[int, float] = defaultdict(float)
+        looks: defaultdict[int, Counter[int]] = defaultdict(Counter)
         for event in run.events:
-            work[event.call] += event.end - event.begin
-        together: defaultdict[int, int] = defaultdict(int)
+            work[event.call] += max(0.0, 1e-9 * (event.end - event.begin) - clock)
+            looks[launches[event.call]][event.worker] += 2
+        together: defaultdict[int, float] = defaultdict(float)
         for call, launch in enumerate(launches):
             together[launch] += work[call]
         for call, launch in enumerate(launches):
-            length = run.stamps[launch + 1] - run.stamps[launch]
-            shares[call].append(1e-9 * length * work[call] / max(1, together[launch]))
-            works[call].append(1e-9 * work[call])
-    return [(statistics.median(share), statistics.median(work)) for share, work in zip(shares, works, strict=True)]
+            length = 1e-9 * (run.stamps[launch + 1] - run.stamps[launch])
+            length -= clock * (1 + max(looks[launch].values(), default=0))
+            shares[call].append(max(0.0, length) * work[call] / max(1e-12, together[launch]))
+            works[call].append(work[call])
+    return [(_middle(share), _middle(work)) for share, work in zip(shares, works, strict=True)]
 
 
-def _kernels(compilation: Compilation, runs: list[Run], peaks: Peaks) -> tuple[KernelProfile, ...]:
+def _middle(values: Sequence[float]) -> float:
+    """The mean of the middle half: as steady as a median, and finer than the steps of a clock."""
+    ordered, cut = sorted(values), len(values) // 4
+    return statistics.fmean(ordered[cut : len(ordered) - cut])
+
+
+def _kernels(compilation: Compilation, runs: list[Run], clock: float, peaks: Peaks) -> tuple[KernelProfile, ...]:
     program = compilation.program
     launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
-    rows = zip(launches, compilation.kernels, program.calls, call_times(program, runs), strict=True)
+    rows = zip(launches, compilation.kernels, program.calls, call_times(program, runs, clock), strict=True)
     return tuple(
         _kernel(number, launch, scheduled, call.chunks, *times, peaks, compilation.target)
         for number, (launch, scheduled, call, times) in enumerate(rows)

@@ -6,8 +6,11 @@ first asked for. A program that nobody profiles holds nothing of it.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import platform
+import statistics
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +22,60 @@ from kaun.runtime.cache import KernelRequest, compile_kernels
 from kaun.runtime.program import Executable
 from kaun.runtime.target import Target
 
-__all__ = ["Event", "Layout", "Run", "Tracer"]
+__all__ = ["Event", "Layout", "Run", "Tracer", "clock_seconds", "without_kernels"]
 
 # CLOCK_MONOTONIC; on Linux it is what `time.perf_counter_ns` reads.
 _CLOCK = 6 if platform.system() == "Darwin" else 1
+
+# Reads the clock so many times.
+_READ = """
+declare i32 @clock_gettime(i32, ptr)
+
+define void @NAME(i64 %times) {
+entry:
+  %time = alloca [2 x i64]
+  br label %again
+again:
+  %number = phi i64 [ 0, %entry ], [ %next, %again ]
+  %status = call i32 @clock_gettime(i32 $CLOCK, ptr %time)
+  %next = add i64 %number, 1
+  %more = icmp ult i64 %next, %times
+  br i1 %more, label %again, label %done
+done:
+  ret void
+}
+""".replace("$CLOCK", str(_CLOCK))
+
+# The entry of a program without kernels.
+_NOTHING = """
+define void @NAME(ptr %arguments, ptr %kernels, ptr %pool, ptr %workspace) {
+  ret void
+}
+"""
+_READS, _TRIES = 1000, 15
+
+
+def clock_seconds(target: Target) -> float:
+    """What one look at the clock takes, which a noted run does twice for each event and once for each launch."""
+    read = ctypes.CFUNCTYPE(None, ctypes.c_int64)(_compiled("kaun_read_clock_", _READ, target))
+    read(_READS)
+    times = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        read(_READS)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) / _READS
+
+
+def without_kernels(record: array[int], target: Target) -> array[int]:
+    """A record like this one, of a program that does nothing: what `Executable.start` takes for it is the call."""
+    return array("Q", (_compiled("kaun_no_kernels_", _NOTHING, target), *record[1:]))
+
+
+def _compiled(prefix: str, text: str, target: Target) -> int:
+    symbol = prefix + hashlib.sha256(text.encode()).hexdigest()[:16]
+    (address,) = compile_kernels([KernelRequest(symbol, text, lambda: text.replace("@NAME", f"@{symbol}"))], target)
+    return address
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,11 @@ def test_the_state_that_is_profiled_stays_as_it_was(step, state, batch):
 
 def test_the_table_has_a_row_for_each_kernel_and_the_sum(profile):
     table = profile.table(None)
-    assert len(table.split("\n\n")[0].splitlines()) == 1 + len(profile.kernels)
+    rows = table.split("\n\n")[0].splitlines()
+    assert len(rows) == 1 + len(profile.kernels) + 2
     assert f"its {len(profile.kernels)} kernels add up to" in table
     short = profile.table(2).splitlines()
-    assert short[3].startswith(f"and {len(profile.kernels) - 2} more kernels")
+    assert f" {len(profile.kernels) - 2} more kernels" in short[3]
     assert repr(profile) == profile.table()
 
 
