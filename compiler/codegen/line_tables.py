@@ -22,8 +22,12 @@ _ADDED = re.compile(
 _METADATA = re.compile(r"![0-9]+")
 _DEFINED = re.compile(r'^define .*?@"?([^"(]+)"?\(')
 _CALLED = re.compile(r'\bcall [^@]*@"?([^"(]+)"?\(')
-# What locations add to assembly: where they are, and what a debugger would need to unwind the stack.
-_NOISE = re.compile(r"\t\.(?:loc|cfi_\w+)\b|\t\.file\t\d|\.L(?:tmp|func_begin)\d+:")
+# What locations add to assembly: where they are, what a debugger would need to unwind the stack, and sections for it,
+# from which some formats go back to the one before. Where functions have sizes, their ends have labels anyway.
+_NOISE = re.compile(r"\t\.(?:loc|cfi_\w+)\b|\t\.file\t\d|\.?L(?:tmp|func_begin)\d+:")
+_END = re.compile(r"\.?Lfunc_end\d+:")
+_SECTION = re.compile(r"\t\.(?:section|globl)\t|\.subsections_via_symbols|$")
+_DEBUG_SECTION = re.compile(r"\t\.section\t(?:__DWARF,|\.debug|\.custom_section\.producers)")
 _MOVED_TO = re.compile(r"\t\.loc\t\d+ (\d+) ")
 _LABEL = re.compile(r'_?"?([^"\s:]+)"?:')
 
@@ -73,15 +77,22 @@ def read_assembly(text: str, helpers: Mapping[str, tuple[int, ...]]) -> Located:
     kept: list[str] = []
     lines: list[tuple[int, ...]] = []
     here: tuple[int, ...] = ()
+    ends_named, for_debuggers = "func_end0-" in text, False
     for line in text.split("\n"):
+        if _SECTION.match(line):
+            was, for_debuggers = for_debuggers, _DEBUG_SECTION.match(line) is not None
+            if was and line.startswith("\t.section"):
+                continue
+        if for_debuggers or (not ends_named and _END.match(line)):
+            continue
         moved = _MOVED_TO.match(line)
         if moved:
             here = (int(moved.group(1)),) if moved.group(1) != "0" else ()
         if _NOISE.match(line):
             continue
         label = _LABEL.match(line)
-        if label and not line.startswith("."):
-            here = helpers.get(label.group(1), ())
+        if label and label.group(1) in helpers:
+            here = helpers[label.group(1)]
         kept.append(line)
         lines.append(here if re.match(r"\t[^.\s#@/;]", line) else ())
     return Located("\n".join(kept), tuple(lines), helpers)

@@ -133,7 +133,9 @@ def _on_indices(node: Node, arguments: tuple[Value, ...]) -> Value | None:
     if len(known) != len(arguments):
         return None
     if node.op in _COMPARISONS:
-        numbers = tuple(IndexValue(dtypes.int32, index, origin=node) for index in known)
+        numbers = tuple(
+            IndexValue(dtypes.int32, index, origin=value.origin) for index, value in zip(known, arguments, strict=True)
+        )
         return Apply(node.dtype, node.op.name, numbers, dtypes.int32, origin=node)
     if node.op in (ops.add, ops.sub):
         moved = known[0] + known[1] if node.op is ops.add else known[0] - known[1]
