@@ -209,17 +209,19 @@ class Profile:
             chosen = [kernel for kernel in shown if kernel.bound == bound]
             axes.scatter(
                 [k.flops / k.bytes for k in chosen], [k.flops / k.seconds / 1e9 for k in chosen],
-                s=[10 + 300 * k.seconds / most for k in chosen], color=colour, alpha=0.5, label=f"bound by {bound}",
+                s=[10 + 300 * k.seconds / most for k in chosen], color=colour, alpha=0.5,
             )  # fmt: skip
+            axes.scatter([], [], s=40, color=colour, alpha=0.5, label=f"bound by {bound}")
         longest = sorted(shown, key=lambda kernel: -kernel.seconds)[:_NAMED]
         for kernel in longest:
             place = (kernel.flops / kernel.bytes, kernel.flops / kernel.seconds / 1e9)
             axes.annotate(str(kernel.number), place, ha="center", va="center", fontsize=7)
         axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="lower right", markerscale=0.5)
+        axes.legend(fontsize=8, loc="lower right", title="area: time", title_fontsize=8)
         lines = [f"{k.number:>4}  {format_seconds(k.seconds):>8}  {k.of_limit:4.0%}  {k.name[:44]}" for k in longest]
-        text = "\n".join([f"{format_seconds(self.seconds)} a run, {len(self.kernels)} kernels", "", *lines])
+        head = f"{'kernel':>6}{'time':>8}  limit  computes"
+        text = "\n".join([f"{format_seconds(self.seconds)} a run, {len(self.kernels)} kernels", "", head, *lines])
         names.axis("off")
         names.text(0, 1, text, va="top", family="monospace", fontsize=7.5, transform=names.transAxes)
         whole_files.write_figure(path, figure)
@@ -233,8 +235,8 @@ class Profile:
             start = low * 1.3 * 2**number
             place = (start, start * rate / 1e9)
             axes.annotate(
-                f"{name} {rate / 1e9:.0f} GB/s", place, xytext=(0, 5), textcoords="offset points", fontsize=8,
-                color="#69747c", ha="left", va="bottom",
+                f"{name} {rate / 1e9:.0f} GB/s", place, xytext=(5, -2), textcoords="offset points", fontsize=8,
+                color="#69747c", ha="left", va="top",
             )  # fmt: skip
         peak = self.peaks.flops / 1e9
         axes.text(high / 1.2, peak * 1.1, f"{peak:.0f} GFLOP/s", fontsize=8, ha="right", color="#69747c")
