@@ -322,7 +322,7 @@ def profile(
         seconds=_middle(whole),
         noted_seconds=_middle([_length(run) for run in runs]),
         call_seconds=_middle(idle),
-        arena=_alive(compilation),
+        arena=alive_bytes(compilation),
         arguments=sum(array.nbytes for array in (*program.inputs, *program.outputs)),
         peaks=peaks,
         run=sorted(runs, key=_length)[len(runs) // 2],
@@ -447,7 +447,7 @@ def _kernel(
     )
 
 
-def _alive(compilation: Compilation) -> tuple[int, ...]:
+def alive_bytes(compilation: Compilation) -> tuple[int, ...]:
     """The most bytes of intermediates alive during each launch; see `Compilation.lifetimes` for what its steps are."""
     launch_of = []
     for launch, bundle in enumerate(compilation.program.bundles):

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from kaun.compiler.codegen.kernels import saved_multiply_adds
 from kaun.compiler.codegen.line_tables import read_assembly, read_llvm
 from kaun.compiler.ir import Graph, Node
 from kaun.compiler.ir.text import format_type, format_value, print_graph
@@ -25,11 +26,14 @@ from kaun.compiler.schedule.naming import describe
 from kaun.compiler.schedule.origins import line_nodes
 from kaun.compiler.schedule.traffic import traffic_bytes
 
+from kaun.profiling import alive_bytes
+
 GRAPH_STAGES = ("traced", "differentiated", "simplified")
 
 # Of a user's file, what is shown: a longer one is cut around the lines that nodes come from.
 _MOST_SOURCE_LINES = 4000
 _AROUND = 20
+_LARGEST_SOURCE = 16 << 20
 # A node that passes made of many has some of them as counterparts.
 _MOST_COUNTERPARTS = 16
 
@@ -70,7 +74,7 @@ def make_model(
         "kernels": kernels,
         "entry": compilation.program.entry.emit("entry"),
         "fused": compilation.stage("fused"),
-        "memory": _memory(compilation),
+        "memory": list(alive_bytes(compilation)),
         "sources": _sources(strings),
         "measured": seconds is not None,
     }
@@ -211,10 +215,12 @@ def _kernels(
             "launch": launch,
             "chunks": call.chunks,
             "nodes": sorted({numbers[node] for node in computed if node in numbers}),
+            "outputs": sorted({numbers[node] for node in scheduled.outputs if node in numbers}),
             "lines": _node_lines(scheduled, numbers),
             "stores": [f"{node.op.name} {format_type(node)}" for node in scheduled.outputs],
             "name": describe(scheduled),
-            "flops": sum(node.op.flops(node) for node in computed),
+            "flops": sum(node.op.flops(node) for node in computed)
+            - 2 * saved_multiply_adds(scheduled.kernel, compilation.target),
             "bytes": traffic_bytes(scheduled.reads, scheduled.outputs, computed),
             "seconds": None if seconds is None else seconds[number],
             "apart": sorted(set(scheduled.apart.values())),
@@ -259,20 +265,6 @@ def _runs(lines: Iterable[tuple[int, ...]], sets: dict[tuple[int, ...], int]) ->
     return runs
 
 
-def _memory(compilation: Compilation) -> list[int]:
-    """Bytes of the arena that are alive in each step of the program; see `Compilation.lifetimes`."""
-    lives = list(compilation.lifetimes.values())
-    changes = [0] * (2 + max((life.last for life in lives), default=-1))
-    for life in lives:
-        changes[life.first] += life.nbytes
-        changes[life.last + 1] -= life.nbytes
-    alive, total = [], 0
-    for change in changes[:-1]:
-        total += change
-        alive.append(total)
-    return alive
-
-
 # --- the user's files ------------------------------------------------------------------------------------------------
 
 
@@ -280,12 +272,22 @@ def _sources(strings: _Strings) -> list[dict[str, Any]]:
     """The files that nodes come from, with their lines; [] for one that is not there to be read."""
     files = []
     for file, used in sorted(strings.lines.items(), key=lambda item: -len(item[1])):
-        try:
-            lines = Path(file).read_text(encoding="utf-8", errors="replace").split("\n")
-        except OSError:
-            lines = []
+        lines = _lines_of(Path(file))
         if len(lines) > _MOST_SOURCE_LINES:
             first, last = max(0, min(used) - _AROUND), max(used) + _AROUND
             lines = [line if first <= number < last else "" for number, line in enumerate(lines[:last], 1)]
         files.append({"file": strings.place(file), "lines": lines, "used": sorted(used)})
     return files
+
+
+def _lines_of(path: Path) -> list[str]:
+    """The lines of a file of Python code, [] if there is none.
+
+    Names may come from a file that somebody else saved: what else lies at such a place is not shown.
+    """
+    try:
+        if path.suffix != ".py" or not path.is_file() or path.stat().st_size > _LARGEST_SOURCE:
+            return []
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except (OSError, ValueError):  # ValueError for names that no file can have
+        return []

@@ -16,7 +16,7 @@ class Stage {
     this.outputs = new Set(data.outputs);
     this.nodes = data.nodes.map(([op, type, path, phase, file, line, inputs, note, bytes], number) => ({
       number, op: strings[op], type: strings[type], path: strings[path], phase: strings[phase], file: strings[file],
-      line, inputs, users: [], note: strings[note], bytes, weight: 0,
+      line, inputs, users: [], note: strings[note], bytes, weight: 0, kept: 0,
     }));
     for (const node of this.nodes) for (const input of node.inputs) this.nodes[input].users.push(node.number);
     // An input belongs to the phase that reads it first.
@@ -154,7 +154,8 @@ class Model {
     return this.measured ? kernel.seconds : kernel.flops + 4 * kernel.bytes;
   }
 
-  // Spread each kernel's cost over its nodes, by their size, and give it to the layers.
+  // Spread each kernel's cost over its nodes, by their size, and give it to the layers. What a node keeps in memory are
+  // its bytes if a kernel stores it or it is given, and else none: most nodes exist only while a kernel runs.
   weigh() {
     const last = this.last;
     this.kernelsOf = last.nodes.map(() => []);
@@ -168,10 +169,15 @@ class Model {
       working.forEach((number, i) => (last.nodes[number].weight += (cost * sizes[i]) / sum));
       for (const number of kernel.nodes) this.kernelsOf[number].push(kernel.number);
     }
+    for (const node of last.nodes) if (node.isInput) node.kept = node.bytes;
+    for (const kernel of this.kernels) for (const number of kernel.outputs) last.nodes[number].kept = last.nodes[number].bytes;
     for (let k = this.stages.length - 1; k > 0; k--) {
       for (const node of this.stages[k].nodes) {
         const before = this.stages[k].links[node.number];
-        for (const number of before) this.stages[k - 1].nodes[number].weight += node.weight / before.length;
+        for (const number of before) {
+          this.stages[k - 1].nodes[number].weight += node.weight / before.length;
+          this.stages[k - 1].nodes[number].kept += node.kept / before.length;
+        }
       }
     }
     this.layers = layerTree(last.nodes, firstSeen(this.stages[0].nodes));

@@ -63,7 +63,7 @@ class GraphView {
     }
     for (const group of this.groups.values()) {
       group.weight = group.nodes.reduce((sum, n) => sum + this.stage.nodes[n].weight, 0);
-      group.bytes = group.nodes.reduce((sum, n) => sum + this.stage.nodes[n].bytes, 0);
+      group.kept = group.nodes.reduce((sum, n) => sum + this.stage.nodes[n].kept, 0);
     }
   }
 
@@ -255,9 +255,9 @@ class GraphView {
     });
   }
 
-  shade({ phase, weight, bytes }) {
+  shade({ phase, weight, kept }) {
     if (this.mode === "phase") return this.painter.colour[phase] || this.painter.colour.input;
-    return heat(this.mode === "time" ? weight / this.hottest.weight : bytes / this.hottest.bytes);
+    return heat(this.mode === "time" ? weight / this.hottest.weight : kept / this.hottest.kept);
   }
 
   // The boxes that stand for selected nodes, and their lines into other layers.
@@ -295,7 +295,7 @@ class GraphView {
     const boxes = this.boxes ? [...this.boxes.values()].filter((box) => !box.isOpen).map((box) => box.node || box.group) : working;
     this.hottest = {
       weight: boxes.reduce((most, item) => Math.max(most, item.weight), 1e-30),
-      bytes: boxes.reduce((most, item) => Math.max(most, item.bytes), 1),
+      kept: boxes.reduce((most, item) => Math.max(most, item.kept), 1),
     };
     this.draw();
   }
@@ -355,6 +355,7 @@ class GraphView {
       drag = null;
       if (clicked) this.click(event);
     });
+    this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("pointerleave", () => {
       hideTip();
       this.hover(undefined);
@@ -366,12 +367,28 @@ class GraphView {
     this.canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       const place = this.canvas.getBoundingClientRect();
-      const [px, py] = [event.clientX - place.left, event.clientY - place.top];
-      const zoom = Math.min(3, Math.max(0.01, this.view.zoom * Math.exp(-event.deltaY * 0.0015)));
-      const factor = zoom / this.view.zoom;
-      this.view = { zoom, x: px - (px - this.view.x) * factor, y: py - (py - this.view.y) * factor };
-      this.draw();
+      this.zoomAt(event.clientX - place.left, event.clientY - place.top, Math.exp(-event.deltaY * 0.0015));
     }, { passive: false });
+  }
+
+  // The arrows move the picture, + and - make it larger and smaller about the middle, 0 shows all of it.
+  key(event) {
+    const { clientWidth: width, clientHeight: height } = this.body;
+    const step = { ArrowLeft: [80, 0], ArrowRight: [-80, 0], ArrowUp: [0, 80], ArrowDown: [0, -80] }[event.key];
+    if (step) [this.view.x, this.view.y] = [this.view.x + step[0], this.view.y + step[1]];
+    else if (event.key === "+" || event.key === "=") this.zoomAt(width / 2, height / 2, 1.25);
+    else if (event.key === "-") this.zoomAt(width / 2, height / 2, 0.8);
+    else if (event.key === "0") this.fit();
+    else return;
+    event.preventDefault();
+    this.draw();
+  }
+
+  zoomAt(x, y, by) {
+    const zoom = Math.min(3, Math.max(0.01, this.view.zoom * by));
+    const factor = zoom / this.view.zoom;
+    this.view = { zoom, x: x - (x - this.view.x) * factor, y: y - (y - this.view.y) * factor };
+    this.draw();
   }
 
   click(event) {
@@ -395,9 +412,9 @@ class GraphView {
     const box = this.at(event);
     this.hover(box?.node?.number);
     if (!box || box.isBackground) return hideTip();
-    if (box.group) return showTip(event, `${box.group.phase} ${box.group.path}\n${box.group.nodes.length} nodes, ${formatCount(box.group.bytes)}B, ${this.model.formatCost(box.group.weight)}`);
+    if (box.group) return showTip(event, `${box.group.phase} ${box.group.path}\n${box.group.nodes.length} nodes, ${formatCount(Math.round(box.group.kept))}B in memory, ${this.model.formatCost(box.group.weight)}`);
     const { node } = box;
     const where = node.file ? `\n${node.file.split("/").pop()}:${node.line}` : "";
-    showTip(event, `%${node.number} ${titleOf(node)}  ${node.type}\n${node.isInput ? "" : `${node.note}\n`}${node.phase} ${node.path}${where}`);
+    showTip(event, `%${node.number} ${titleOf(node)}  ${node.type}\n${node.isInput ? "" : `${node.note}\n`}${node.phase} ${node.path}${where}\n${this.model.formatCost(node.weight)}, ${node.kept ? `${formatCount(Math.round(node.kept))}B in memory` : "not in memory"}`);
   }
 }

@@ -7,6 +7,7 @@
 
 const NODE_HEIGHT = 34, LAYER_HEIGHT = 42;
 const PADDING = { top: 28, side: 12 };
+const ROW_GAP = { x: 30, y: 14 };
 // More boxes than these, or more lines across the borders of open layers, and the graph is composed.
 const MOST_BOXES = 250, MOST_CROSSING = 40;
 // The shape that pictures should have: that of the pane they are seen in.
@@ -47,13 +48,14 @@ class Layouts {
     const boxes = [...itemsOf(root)].length - open.length;
     const crossing = new Set();
     for (const { from, to } of lines) if (from.parent !== to.parent) crossing.add(`${from.id}>${to.id}`);
-    const isComposed = boxes > MOST_BOXES || crossing.size > MOST_CROSSING;
-    const placed = isComposed ? await this.composed(root, open, lines, progress) : await this.whole(root, lines);
+    const isSmall = boxes <= MOST_BOXES && crossing.size <= MOST_CROSSING;
+    const whole = isSmall ? await this.whole(root, lines) : null;
+    const placed = whole || (await this.composed(root, open, lines, progress));
     const byId = new Map();
     for (const layer of itemsOf(placed)) {
       for (const box of layer.children || []) byId.set(box.id, Object.assign(box, { layer }));
     }
-    return { root: placed, boxes: byId, size: { width: placed.width, height: placed.height }, isComposed };
+    return { root: placed, boxes: byId, size: { width: placed.width, height: placed.height }, isComposed: !whole };
   }
 
   // --- as one ---
@@ -70,7 +72,8 @@ class Layouts {
       "elk.json.shapeCoords": "ROOT", "elk.json.edgeCoords": "ROOT",
     };
     graph.edges = edges.map((edge, i) => ({ id: `e${i}`, sources: [edge.from], targets: [edge.to] }));
-    const found = await this.elk.layout(graph);
+    const found = await this.asked(graph);
+    if (!found) return null;
     const collect = (shape, depth) => ({
       id: shape.id, x: shape.x, y: shape.y, width: shape.width, height: shape.height, depth, edges: [],
       children: shape.children?.map((child) => collect(child, depth + 1)),
@@ -123,7 +126,7 @@ class Layouts {
     // Of all lines into a box the one from the latest should be straight: those from far away may go around.
     const latest = [];
     for (const [from, to] of ends) latest[to] = Math.max(from, latest[to] ?? 0);
-    const found = await this.elk.layout({
+    const found = await this.asked({
       id: "layer",
       layoutOptions: {
         ...COMPOSED, ...(sizes.length > MANY_BOXES ? QUICKLY : sizes.length <= MOST_STRAIGHT ? STRAIGHT : {}),
@@ -136,11 +139,58 @@ class Layouts {
         layoutOptions: { "elk.layered.priority.straightness": from === latest[to] ? "20" : "1" },
       })),
     });
+    if (!found) return inRows(sizes, ends);
     return {
       width: found.width, height: found.height, places: found.children.map(({ x, y }) => ({ x, y })),
       routes: found.edges.map((edge) => edge.sections && pointsOf(edge)),
     };
   }
+
+  // ELK's answer, or null where it has none: its recursion ends at chains of some thousands.
+  async asked(graph) {
+    try {
+      return await this.elk.layout(graph);
+    } catch (error) {
+      console.info(`laid out in rows: ${error.message || error}`);
+      return null;
+    }
+  }
+}
+
+// The plainest layout: boxes in columns by how far they are from the first, columns one after another like words in lines.
+function inRows(sizes, ends) {
+  const users = sizes.map(() => []), waitsFor = sizes.map(() => 0), column = sizes.map(() => 0);
+  for (const [from, to] of ends) {
+    users[from].push(to);
+    waitsFor[to] += 1;
+  }
+  const ready = sizes.flatMap((_, i) => (waitsFor[i] ? [] : [i]));
+  for (let next = 0; next < ready.length; next++) {
+    for (const user of users[ready[next]]) {
+      column[user] = Math.max(column[user], column[ready[next]] + 1);
+      if (--waitsFor[user] === 0) ready.push(user);
+    }
+  }
+  const columns = [];
+  column.forEach((place, i) => (columns[place] ||= []).push(i));
+  const area = sizes.reduce((sum, [width, height]) => sum + (width + ROW_GAP.x) * (height + ROW_GAP.y), 0);
+  const longest = Math.sqrt(area * ASPECT);
+  const places = [];
+  let [x, top, bottom, right] = [PADDING.side, PADDING.top, PADDING.top, 0];
+  for (const boxes of columns.filter(Boolean)) {
+    const width = Math.max(...boxes.map((i) => sizes[i][0]));
+    if (x > PADDING.side && x + width > longest) [x, top] = [PADDING.side, bottom + ROW_GAP.y];
+    let y = top;
+    for (const i of boxes) {
+      places[i] = { x, y };
+      y += sizes[i][1] + ROW_GAP.y;
+    }
+    bottom = Math.max(bottom, y);
+    right = Math.max(right, x + width);
+    x += width + ROW_GAP.x;
+  }
+  const end = (i, side) => ({ x: places[i].x + side * sizes[i][0], y: places[i].y + sizes[i][1] / 2 });
+  return { width: right + PADDING.side, height: bottom + PADDING.side, places, routes: ends.map(([from, to]) => [end(from, 1), end(to, 0)]) };
 }
 
 function* itemsOf(item) {

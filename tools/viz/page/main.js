@@ -37,6 +37,7 @@ class Viewer {
     this.makeTexts();
     this.show(model.stages.length - 1, true);
     this.drawToggles();
+    this.drawLegend();
     this.listen();
     this.select(this.selection);
   }
@@ -67,6 +68,7 @@ class Viewer {
       const isOpen = this.openLayers.has(layer.path);
       const row = element("div", "row");
       row.dataset.path = layer.path;
+      row.tabIndex = 0;
       row.style.paddingLeft = `${6 + 12 * depth}px`;
       const twist = element("span", "twist", layer.children.size ? (isOpen ? "▾" : "▸") : "");
       const bar = element("span", "bar");
@@ -94,10 +96,12 @@ class Viewer {
     for (const kernel of this.model.kernels) {
       if (kernel.launch !== launch) {
         launch = kernel.launch;
-        rows.push(element("div", "row launch", `launch ${launch}`));
+        const alive = this.model.memory[launch];
+        rows.push(element("div", "row launch", `launch ${launch}` + (alive ? ` · ${formatCount(alive)}B of intermediates alive` : "")));
       }
       const row = element("div", "row");
       row.dataset.kernel = kernel.number;
+      row.tabIndex = 0;
       const bar = element("span", "bar");
       const part = element("i");
       part.style.cssText = `width:${(100 * this.model.cost(kernel)) / most}%;background:var(--accent)`;
@@ -206,6 +210,20 @@ class Viewer {
     }
   }
 
+  // What the colours of the graph mean.
+  drawLegend() {
+    const mode = byId("colour").value;
+    const patch = (colour, text) => {
+      const made = element("i");
+      made.style.background = colour;
+      return [made, element("span", "", text)];
+    };
+    const steps = [0, 0.0625, 0.25, 0.5625, 1].map(heat);
+    byId("legend").replaceChildren(...(mode === "phase" ? PHASES.flatMap((phase) => patch(`var(--${phase})`, phase))
+      : [element("span", "", "none"), ...patch(`linear-gradient(90deg, ${steps.join(", ")})`, mode === "time" ? "most time" : "most bytes kept")]));
+    byId("legend").className = mode;
+  }
+
   // The layer that most of the selected nodes are in.
   layerOfSelection() {
     const counts = new Map();
@@ -248,7 +266,10 @@ class Viewer {
       row.classList.toggle("first", this.selection.first === number);
       if (this.selection.first === number) shown = row;
     }
-    shown?.scrollIntoView({ block: "nearest" });
+    if (!shown) return;
+    const body = shown.parentElement; // the pane alone scrolls, not a narrow page
+    const [top, bottom] = [shown.offsetTop, shown.offsetTop + shown.offsetHeight - body.clientHeight];
+    body.scrollTop = Math.min(top, Math.max(bottom, body.scrollTop));
   }
 
   drawSource() {
@@ -309,6 +330,11 @@ class Viewer {
     });
     byId("colour").addEventListener("change", () => {
       for (const view of this.graphs.values()) view.setMode(byId("colour").value);
+      this.drawLegend();
+    });
+    for (const id of ["layers", "kernels"]) byId(id).addEventListener("keydown", (event) => this.rowKey(event));
+    document.addEventListener("pointerdown", (event) => {
+      if (!event.target.closest("#search")) byId("found").hidden = true;
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.graphs.forEach((view) => view.draw()));
     document.addEventListener("keydown", (event) => {
@@ -324,6 +350,23 @@ class Viewer {
     byId("query").addEventListener("input", () => this.search(byId("query").value));
     byId("query").addEventListener("keydown", (event) => this.searchKey(event));
     byId("found").addEventListener("click", (event) => this.take(event.target.closest("li")));
+  }
+
+  // Rows by the keyboard: up and down, to open and close a layer right and left, to select Enter.
+  rowKey(event) {
+    const row = event.target.closest(".row[tabindex]");
+    if (!row) return;
+    const rows = [...event.currentTarget.querySelectorAll(".row[tabindex]")];
+    const to = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (to) rows[rows.indexOf(row) + to]?.focus();
+    else if (event.key === "Enter" || event.key === " ") row.querySelector(".label").click();
+    else if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
+      const { path } = row.dataset;
+      if (!row.querySelector(".twist")?.textContent || this.openLayers.has(path) === (event.key === "ArrowRight")) return;
+      row.querySelector(".twist").click();
+      byId("layers").querySelector(`[data-path="${CSS.escape(path)}"]`).focus();
+    } else return;
+    event.preventDefault();
   }
 
   search(text) {
@@ -352,7 +395,7 @@ class Viewer {
 
   take(row) {
     const hit = this.hits?.[row?.dataset.hit];
-    if (!hit) return;
+    if (!hit?.select) return;
     byId("found").hidden = true;
     this.select(hit.select());
     this.revealSelection();
@@ -389,7 +432,7 @@ function find(model, text) {
       if (shown.toLowerCase().includes(text)) hits.push({ label: shown, what: `line ${line}`, select: () => Selection.ofLine(model, source.file, line) });
     }
   }
-  return hits.slice(0, most);
+  return hits.length > most ? [...hits.slice(0, most), { label: `and ${hits.length - most} more`, what: "write more of it", select: null }] : hits;
 }
 
 const byId = (id) => document.getElementById(id);
