@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from . import passes
 from .codegen.entry import emit_entry
 from .codegen.kernels import emit_kernel, launch
 from .codegen.vector_target import VectorTarget
 from .ir import Graph, Node, print_graph
+from .ir.computed import cached_property
 from .program import Array, Call, Chain, Module, Place, Program
 from .program_aliases import find_aliases
 from .program_text import print_program

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
+from .ir.computed import cached_property
 from .ir.dtypes import DType
 from .ir.graph import Shape
 

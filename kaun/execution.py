@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from kaun import literals, observe, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, forget_dead_nodes, key, ops, topological, unshared
+from kaun.compiler.ir.computed import cached_property
 from kaun.runtime import activity, collector
 from kaun.runtime import target as targets
 from kaun.runtime.buffers import Buffer, size_class, take
@@ -33,6 +35,15 @@ _programs: OrderedDict[tuple[str, str], CompiledGraph] = OrderedDict()
 # How often an expression was compiled, whatever its numbers: see `literals`.
 _patterns: OrderedDict[tuple[str, str], int] = OrderedDict()
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In a forked child: a thread that held the lock exists no more."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=8)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kaun import execution, observe
 from kaun import probes as probing
 from kaun.compiler.ir import Graph, Node, key, substitute
+from kaun.compiler.ir.computed import cached_property
 from kaun.compiler.program import Program
 from kaun.compiler.program_text import print_program
 from kaun.compiler.schedule.traffic import traffic_bytes

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from kaun import artifact_data, execution, plain_data, stored_programs
 from kaun.artifact_data import ArtifactData, FunctionData
 from kaun.compiler.ir import Graph, parse_graph
+from kaun.compiler.ir.computed import cached_property
 from kaun.compiler.program import Array, Program
 from kaun.compiler.program_verify import verify_program
 from kaun.execution import CompiledProgram, Storage

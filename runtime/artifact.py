@@ -18,10 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy.typing as npt
+from kaun.compiler.ir.computed import cached_property
 from kaun.compiler.ir.dtypes import DType
 from kaun.compiler.ir.graph import Shape
 from kaun.compiler.program import Program

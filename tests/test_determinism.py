@@ -1,17 +1,18 @@
 """The same seed gives the same bits: on any number of threads, run after run, from a cold or a warm cache."""
 
+import importlib
 import itertools
 import json
 import os
 import threading
 
 import pytest
-from kaun.runtime import threads
+from kaun.runtime import cache, threads
 from promises import digest, examples, exit_code_in_child, fresh_process, mlp, started, trainer_of
 from workloads import WORKLOADS, digests
 
 import kaun as kn
-from kaun import loss, nx, train
+from kaun import execution, loss, nx, train
 
 REPORT = "import workloads; workloads.report()"
 
@@ -110,3 +111,40 @@ def test_a_forked_child_computes_the_same_with_old_and_new_programs(thread_count
 
     assert exit_code_in_child(child) == 0
     assert digest(train.fit(trainer, st, batches, loss=loss.cross_entropy_sparse).to_tree()) == wanted
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    "inside", ["kaun.compiler.passes.run", "kaun.compiler.pipeline.fuse", "kaun.compiler.pipeline.emit_kernel"]
+)
+def test_a_child_forked_while_another_thread_compiles_compiles_what_it_needs(inside, monkeypatch):
+    monkeypatch.setattr(cache, "_default", [cache.KernelCache(None)])
+    execution._programs.clear()
+    entered, leave = threading.Event(), threading.Event()
+    module, _, name = inside.rpartition(".")
+    usual = getattr(importlib.import_module(module), name)
+
+    def waiting(*arguments):
+        if threading.current_thread() is parents:
+            entered.set()
+            leave.wait(60)
+        return usual(*arguments)
+
+    def computed(count):
+        return float(kn.jit(lambda x: nx.sum(x * 2.0))(nx.ones((count,))))
+
+    monkeypatch.setattr(inside, waiting)
+    values = []
+    parents = threading.Thread(target=lambda: values.append(computed(1237)))
+    parents.start()
+    assert entered.wait(60)
+
+    def child():
+        assert computed(1249) == 2 * 1249
+
+    try:
+        assert exit_code_in_child(child) == 0
+    finally:
+        leave.set()
+        parents.join()
+    assert values == [2 * 1237]

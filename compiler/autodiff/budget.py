@@ -20,10 +20,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, groupby
 
 from ..ir import Graph, Node, ops, topological
+from ..ir.computed import cached_property
 from .minimum_cut import minimum_cut
 
 # Cuts are looked for in so many places.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from . import source as source_module
+from .computed import cached_property
 from .dtypes import DType
 from .source import Source
 
@@ -130,6 +131,15 @@ _interned: dict[tuple[Any, ...], weakref.ref[Node]] = {}
 _SMALLEST_TABLE = 10_000
 _sweep_at = _SMALLEST_TABLE
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In a forked child: a thread that held the lock exists no more."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _key(value: Any) -> Any:

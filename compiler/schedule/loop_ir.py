@@ -41,9 +41,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
+from ..ir.computed import cached_property
 from ..ir.dtypes import DType
 from ..ir.graph import Node
 from . import index as indexing
