@@ -50,9 +50,9 @@ class StreamedFunction(ChainFunction):
     def _block(self, batch: ir.Value, start: ir.Value, rows: ir.Value) -> None:
         kernel, chosen = self.kernel, self.plan
         for product, step in zip(kernel.products, chosen.products, strict=True):
-            self._pack_left(product, step, batch, start, rows)
+            self.contractions.pack_left(product, step, batch, start, rows)
         for steps in chosen.sums:
-            self._clear(steps[0], chosen.block_rows)
+            self.sums.clear(steps[0], chosen.block_rows)
         passes = kernel.passes or (RowPass((), ()),)
         for number, each_pass in enumerate(passes):
             self._begin(each_pass, rows)
@@ -62,87 +62,88 @@ class StreamedFunction(ChainFunction):
                 high = self.builder.add(low, index(chosen.columns))
                 is_last = self.builder.icmp_signed(">=", high, index(whole))
                 high = self.builder.select(is_last, index(kernel.columns.extent), high)
-                self.origin = low
+                self.template.origin = low
                 self._columns(each_pass, batch, start, rows, high)
                 if number == len(passes) - 1:
                     self._add_to_sums(batch, rows, high)
-                self.origin = index(0)
+                self.template.origin = index(0)
             self._end(each_pass, rows)
-        self._store_rows(batch, start, rows)
+        self.rows.store(batch, start, rows)
         for each, steps in zip(kernel.sums, chosen.sums, strict=True):
             columns = (index(0), index(each.free.extent))
             with located(self.builder, each.origin):
-                self._finish(each, steps[0], batch, kernel.rows, start, rows, *columns)
+                self.sums.finish(each, steps[0], batch, kernel.rows, start, rows, *columns)
 
     def _columns(
         self, each_pass: RowPass, batch: ir.Value, start: ir.Value, rows: ir.Value, high: ir.Value
     ) -> None:
         """The products and a pass on one block of columns."""
-        low = self.origin
-        self._pack_products(batch, self.builder.sub(high, low))
+        low = self.template.origin
+        self.contractions.pack_products(batch, self.builder.sub(high, low))
         for product, step in zip(self.kernel.products, self.plan.products, strict=True):
             with located(self.builder, product.origin):
-                self._product(product, step, batch, start, rows, low, high)
+                self.contractions.product(product, step, batch, start, rows, low, high)
         if not each_pass.reductions and not each_pass.keeps:
             return
         with counted_loop(self.builder, 0, rows, name="row") as row:
-            emitter = self._on_row(batch, start, row)
-            accumulators = self._accumulators(emitter, each_pass)
+            emitter = self.rows.on_row(batch, start, row)
+            accumulators = self.rows.accumulators(emitter, each_pass)
             places = [self._partial(accumulator, row) for accumulator in accumulators]
-            carried = [self.builder.load(place, typ=kind, align=self.size) for place, kind in places]
-            carried = self._along_row(emitter, each_pass, accumulators, carried, low, high)
+            carried = [self.builder.load(place, typ=kind, align=self.template.size) for place, kind in places]
+            carried = self.rows.along_row(emitter, each_pass, accumulators, carried, low, high)
             for (place, _), value in zip(places, carried, strict=True):
-                self.builder.store(value, place, align=self.size)
+                self.builder.store(value, place, align=self.template.size)
 
     # What reductions carry from one block of columns to the next
 
     def _partial(self, accumulator: Accumulator, row: ir.Value) -> tuple[ir.Value, ir.Type]:
         """Where it waits, and its type."""
         (start,) = accumulator.initial(self.plan.lanes if self.plan.lanes > 1 else 0)
-        place = self._scratch(self.plan.partial[accumulator.reduction])
+        place = self.template.scratch(self.plan.partial[accumulator.reduction])
         return offset(self.builder, place, start.type, (row, 1)), start.type
 
     def _begin(self, each_pass: RowPass, rows: ir.Value) -> None:
-        accumulators = self._accumulators(self._emitter({}), each_pass)
+        accumulators = self.rows.accumulators(self.template.emitter({}), each_pass)
         if accumulators:
             with counted_loop(self.builder, 0, rows, name="row") as row:
                 for accumulator in accumulators:
                     (value,) = accumulator.initial(self.plan.lanes if self.plan.lanes > 1 else 0)
                     place, _ = self._partial(accumulator, row)
-                    self.builder.store(value, place, align=self.size)
+                    self.builder.store(value, place, align=self.template.size)
 
     def _end(self, each_pass: RowPass, rows: ir.Value) -> None:
-        accumulators = self._accumulators(self._emitter({}), each_pass)
+        accumulators = self.rows.accumulators(self.template.emitter({}), each_pass)
         if accumulators:
             with counted_loop(self.builder, 0, rows, name="row") as row:
                 for accumulator in accumulators:
                     place, kind = self._partial(accumulator, row)
-                    value = self.builder.load(place, typ=kind, align=self.size)
-                    self._reduced_to(accumulator, value, row)
-        self.reduced += each_pass.reductions
+                    value = self.builder.load(place, typ=kind, align=self.template.size)
+                    self.rows.reduced_to(accumulator, value, row)
+        self.rows.reduced += each_pass.reductions
 
     def _add_to_sums(self, batch: ir.Value, rows: ir.Value, high: ir.Value) -> None:
         """Add what a block of columns gives to the sums."""
-        builder, low = self.builder, self.origin
+        builder, low = self.builder, self.template.origin
         count = builder.sub(high, low)
         for each, steps in zip(self.kernel.sums, self.plan.sums, strict=True):
-            self._pack_terms(each, steps, batch, self.kernel.columns, low, count)
+            self.contractions.pack_terms(each, steps, batch, self.kernel.columns, low, count)
             with located(builder, each.origin):
                 for term, step in zip(each.terms, steps, strict=True):
                     self._add_term(term, step, batch, rows, count)
 
     def _add_term(self, term: Term, step: Step, batch: ir.Value, rows: ir.Value, count: ir.Value) -> None:
-        builder, low = self.builder, self.origin
-        block, result = self._kept_block(term), self._scratch(step.tile_offset)
-        right, base = self._right(step, batch, index(0)), low if step.tiles.direct_b else index(0)
+        builder, low = self.builder, self.template.origin
+        block, result = self.sums.kept_block(term), self.template.scratch(step.tile_offset)
+        right, base = self.contractions.right(step, batch, index(0)), low if step.tiles.direct_b else index(0)
 
         def tile(row: ir.Value, size: int, column: ir.Value, columns: int) -> None:
-            call = self._micro_kernel(step, size, columns, step.padded, accumulate=True)
+            call = self.contractions.micro_kernel(step, size, columns, step.padded, accumulate=True)
             builder.call(call, [
-                offset(builder, block, self.scalar, (row, self.plan.leading)),
+                self.template.place(block, (row, self.plan.leading)),
                 right(base, count, column),
-                offset(builder, result, self.scalar, (row, step.padded), (column, 1)),
+                self.template.place(result, (row, step.padded), (column, 1)),
                 count,
             ])  # fmt: skip
 
-        self._tiles(step, rows, self._row_sizes(step), index(0), index(step.contraction.n), tile)
+        sizes = self.contractions.row_sizes(step)
+        self.contractions.tiles(step, rows, sizes, index(0), index(step.contraction.n), tile)
