@@ -252,6 +252,27 @@ def test_what_became_part_of_another_instruction_is_shown_there_more_faintly(pro
             assert tab.evaluate(f"[...{pane}.nearest].some((line) => {pane}.isInView(line))")
 
 
+def test_every_node_of_a_step_leads_to_some_lines_of_its_kernel_s_code(browser):
+    """To lines of its own or of what uses it, that is; only constants may have become part of what is everywhere."""
+    found = browser.evaluate("""viewer.model.kernels.flatMap((kernel) => {
+        const module = viewer.model.modules[kernel.module];
+        return kernel.nodes.flatMap((n) => {
+            const lines = [...viewer.model.nodesByLine(kernel)];
+            const code = new Set(lines.filter(([, own]) => own.includes(n)).map(([line]) => line));
+            return ["loop", "llvm", "assembly"].map((name) => {
+                const { own, nearest } = module.linesFor(name, code);
+                const node = viewer.model.last.nodes[n];
+                return [node.op, name, own.size, nearest.size < module.lines(name).length, node.isConstant];
+            });
+        });
+    })""")
+    assert len(found) > 300
+    lost = [(op, name) for op, name, own, fine, is_constant in found if not own and not fine and not is_constant]
+    assert not lost
+    assert all(own for op, name, own, *_ in found if name == "loop")
+    assert sum(bool(own) for _, name, own, *_ in found if name == "assembly") > 0.6 * len(found) / 3
+
+
 def test_what_is_given_leads_to_where_it_is_loaded(softmax):
     softmax.evaluate("viewer.select(Selection.ofNodes(viewer.model, 2, [0], 'x'))")
     picked = lines_picked(softmax, "loop")

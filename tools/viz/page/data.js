@@ -68,7 +68,7 @@ class Module {
   }
 
   // The lines of a text that are for these lines of loop IR, and of those that have none (a product, where it is part of a
-  // multiply-add) the lines for what uses them: {own, nearest}
+  // multiply-add) the lines for what uses them, or all if there are none either: {own, nearest}
   linesFor(name, wanted) {
     const [own, nearest, there] = [new Set(), new Set(), new Map()];
     this.lines(name).forEach((_, line) => {
@@ -85,22 +85,28 @@ class Module {
         else if (!next.includes(user)) next.push(user);
       }
     }
-    return { own, nearest };
+    return { own, nearest: own.size || nearest.size ? nearest : new Set(this.lines(name).keys()) };
   }
 
   // The lines of loop IR that use what one of them defines, all counted from 1.
   users(line) {
     if (!this.uses) {
       this.uses = new Map();
+      let contraction = 0;
       this.lines("loop").forEach((text, i) => {
-        const [, defined, rest] = /^\s*(?:([vsp]\d+) = )?(.*)$/.exec(text);
-        for (const name of new Set(rest.match(/\b[vsp]\d+\b/g) || [])) if (name !== defined) this.uses.set(name, [...(this.uses.get(name) || []), i + 1]);
+        if (/^\s*(contract|product|sum) /.test(text)) contraction = i + 1;
+        const user = /^\s*(left|right) /.test(text) ? contraction : i + 1;
+        for (const name of new Set(text.match(/\b[vsp]\d+\b/g) || [])) {
+          if (name !== definedIn(text)) this.uses.set(name, [...(this.uses.get(name) || []), user]);
+        }
       });
     }
-    const [, defined] = /^\s*([vsp]\d+) = /.exec(this.lines("loop")[line - 1]) || [];
-    return this.uses.get(defined) || [];
+    return this.uses.get(definedIn(this.lines("loop")[line - 1])) || [];
   }
 }
+
+// The name that a line of loop IR gives to what it computes, keeps or closes.
+const definedIn = (text) => (/^\s*(?:([vs]\d+) = |(?:keep v\d+|\}) = (p\d+))/.exec(text) || []).slice(1).find(Boolean);
 
 class Model {
   constructor(data) {
