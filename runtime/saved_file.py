@@ -46,6 +46,8 @@ FORMAT = 1
 _HEADER = struct.Struct("<8sIIQQ32s")
 _ENTRY = struct.Struct("<32sQQQQ32s")
 _ALIGNMENT = 64
+# Where devices are named, and what a process writes to.
+_SYSTEM = ("/dev/", "/proc/")
 # More sections, and more bytes in a packed one, than any file has that is worth reading.
 _MOST_SECTIONS = 1 << 12
 _MOST_UNPACKED = 1 << 32
@@ -140,7 +142,16 @@ def replace_file(path: str, pieces: Iterable[Bytes]) -> None:
     """Make these bytes the content of the file, all or nothing: until the last is on the disk, the old file is there.
 
     Missing folders are made. OSError if the file cannot be written, such as on a full disk; nothing is left behind.
+    A device or a pipe is written to as it is: a file in its place would take it from everybody.
     """
+    if os.path.abspath(path).startswith(_SYSTEM) or (os.path.exists(path) and not os.path.isfile(path)):
+        try:
+            with open(path, "wb") as device:
+                for piece in pieces:
+                    device.write(piece)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
+        return
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.partial")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from kaun.tools import subject
+from kaun.tools.arguments import parser_of
 from kaun.tools.failures import refuse
 from kaun.tools.files import writing, wrote
 from kaun.tools.status import shown
@@ -24,10 +24,11 @@ def main(arguments: Sequence[str], prog: str = "kaun check") -> int:
 
 def compare(arguments: Sequence[str], prog: str, gradients: bool, description: str) -> int:
     """What `kaun check` and `kaun bisect` share: the latter looks at gradient rules too."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog="Without --inputs a reproducer runs on its own, and anything else on random numbers.",
+    parser = parser_of(
+        prog,
+        description,
+        "Without --inputs a reproducer runs on its own, and anything else on random numbers.",
+        [f"{prog} examples/digits_cnn.py:compiled --save wrong.npz"],
     )
     parser.add_argument("target", metavar="TARGET", help=subject.HELP)
     parser.add_argument("--inputs", metavar="X.npz", help="arrays named as the inputs, or input_0, input_1, ...")

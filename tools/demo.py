@@ -196,7 +196,9 @@ def main(arguments: Sequence[str], prog: str = "kaun demo") -> int:
 
 
 def _options(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Train a small network on handwritten digits, and tell what the compiler did for it."
+    )
     parser.add_argument("--model", choices=sorted(EPOCHS), default="mlp", help="the network (default: mlp)")
     parser.add_argument("--seed", type=int, default=42, help="of weights and order of the data (default: 42)")
     parser.add_argument("--epochs", type=int, help="passes over the training set (default: 30, or 10 for cnn)")

@@ -29,11 +29,11 @@ def code_of(name: str) -> Iterator[None]:
     """Around what runs the code called `name`: what it raises becomes a `UserCodeError`."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that ends the program would end the tool as if all were well
         raise UserCodeError(f"{name} failed:\n{told(error)}") from error
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """The error as Python prints it, with the frames of the user's code alone, and where its layer was made."""
     whole = traceback.TracebackException.from_exception(error)
     users = [frame for frame in whole.stack if not _is_machinery(frame.filename)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from kaun.compiler.pipeline import STAGES
 from kaun.runtime import activity
 from kaun.tools import ir_lines, subject
+from kaun.tools.arguments import parser_of
 from kaun.tools.failures import refuse
 from kaun.tools.status import shown
 
@@ -19,11 +19,13 @@ ALL = (*STAGES, "assembly")
 
 def main(arguments: Sequence[str], prog: str = "kaun ir") -> int:
     """Print a stage, to standard output. The exit status is 1 if there is nothing to print it of."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Print a stage of the pipeline: from the traced graph to machine code.",
-        epilog="stages, in order: " + ", ".join(ALL) + ".  Example: kaun ir examples/compiled.py:step --stage fused",
-    )
+    parser = parser_of(
+        prog,
+        "Print a stage of the pipeline: from the traced graph to machine code.",
+        f"Stages, in order: {', '.join(ALL)}.",
+        ["kaun ir kaun.tools.bench.steps:gpt_128 --stage fused",
+         "kaun ir examples/digits_cnn.py:compiled > step.txt"],
+    )  # fmt: skip
     parser.add_argument("target", metavar="TARGET", help=subject.HELP)
     parser.add_argument("--stage", choices=ALL, default="traced", metavar="STAGE", help="default: traced")
     parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from kaun.compiler.ir import Graph, print_graph, verify
 from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
 from kaun.tools import subject
+from kaun.tools.arguments import parser_of
 from kaun.tools.failures import refuse
 
 from kaun import execution
@@ -52,19 +52,22 @@ def apply(graph: Graph, wanted: Sequence[str], target: VectorTarget) -> str:
 
 def main(arguments: Sequence[str], prog: str = "kaun opt") -> int:
     """Print the graph after the passes. The exit status is 1 if a pass does not apply."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Run passes on the text of a graph and print the result.",
-        epilog="passes: " + ", ".join(passes.PASSES) + "; `standard` for all that a compiled graph goes through; and, "
-        "last in the list, fuse (which nodes share a kernel), schedule (loop IR), emit (LLVM IR).",
-    )
+    parser = parser_of(
+        prog,
+        "Run passes on the text of a graph and print the result.",
+        f"Passes: {', '.join(passes.PASSES)}; `standard` for all that a compiled graph goes through; and, last in the "
+        "list, fuse (which nodes share a kernel), schedule (loop IR), emit (LLVM IR).",
+        ["kaun ir examples/digits_cnn.py:compiled --stage differentiated > step.txt",
+         "kaun opt step.txt --pass canonicalise,simplify",
+         "kaun opt step.txt --pass standard,schedule"],
+    )  # fmt: skip
     parser.add_argument("file", metavar="FILE", help=f"{subject.HELP}, or - for standard input")
     parser.add_argument("--pass", dest="passes", default="standard", metavar="NAME,...", help="default: standard")
     given = parser.parse_args(arguments)
     try:
         wanted = names(given.passes)
     except ValueError as error:
-        parser.error(str(error))
+        refuse(prog, error)
     try:
         if given.file == "-":
             graph = subject.graph_of_text(subject.read_text("-"), "standard input")

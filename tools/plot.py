@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from kaun.compiler.ir.text import visible
 from kaun.tools import event_files
+from kaun.tools.arguments import parser_of
 from kaun.tools.files import writing, wrote
 
 from kaun import whole_files
@@ -32,8 +32,11 @@ _ALARM = "#b3261e"
 
 def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
     """Draw the log of a folder to a PNG. The exit status is 1 if there is nothing to draw or it cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Draw what kn.train.fit(..., log_dir=DIR) logged: loss, learning rate, gradient norm."
+    parser = parser_of(
+        prog,
+        "Draw what kn.train.fit(..., log_dir=DIR) logged: loss, learning rate, gradient norm.",
+        "Logs and pictures need what `pip install 'kaun[log]'` installs.",
+        ["kaun plot log --out training.png"],
     )
     parser.add_argument("folder", metavar="DIR", help="the folder of the log")
     parser.add_argument("--out", metavar="PNG", help="the file to write (default: DIR/training.png)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from kaun.tools import subject
+from kaun.tools.arguments import count, parser_of, seconds
 from kaun.tools.failures import refuse
 from kaun.tools.files import writing, wrote
 from kaun.tools.status import shown
@@ -17,16 +17,17 @@ from kaun.debug.native import host_compilation
 
 def main(arguments: Sequence[str], prog: str = "kaun profile") -> int:
     """Print the table of kernels; write what else is asked for. The exit status is 1 if something could not be."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Time every kernel of a compiled function in its place, with what bounds it.",
-        epilog="Example: kaun profile examples/digits_cnn.py:compiled --plot roofline.png --trace threads.json; "
-        "the trace opens in https://ui.perfetto.dev and chrome://tracing.",
-    )
+    parser = parser_of(
+        prog,
+        "Time every kernel of a compiled function in its place, with what bounds it.",
+        "The trace opens in https://ui.perfetto.dev and chrome://tracing.",
+        ["kaun profile kaun.tools.bench.steps:gpt_128 --top 10",
+         "kaun profile examples/digits_cnn.py:compiled --plot roof.png --trace run.json"],
+    )  # fmt: skip
     parser.add_argument("target", metavar="TARGET", help=subject.HELP)
     parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")
-    parser.add_argument("--top", type=int, default=30, metavar="N", help="kernels to list (default: 30, 0: all)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long to run it for (default: 1)")
+    parser.add_argument("--top", type=count, default=30, metavar="N", help="kernels to list (default: 30, 0: all)")
+    parser.add_argument("--seconds", type=seconds, default=1.0, help="how long to run it for (default: 1)")
     parser.add_argument("--plot", metavar="PNG", help="draw the roofline to this file")
     parser.add_argument("--trace", metavar="JSON", help="write a trace of the threads to this file")
     given = parser.parse_args(arguments)

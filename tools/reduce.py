@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kaun.compiler.ir import print_graph
+from kaun.tools.arguments import count, parser_of
 from kaun.tools.failures import refuse
 from kaun.tools.files import writing, wrote
 from kaun.tools.status import shown
@@ -43,13 +43,14 @@ def failure_of(kept: Reproducer) -> tuple[str, Fails] | None:
 
 def main(arguments: Sequence[str], prog: str = "kaun reduce") -> int:
     """Shrink the file and show what is left. The exit status is 1 if it does not fail."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Make a reproducer smaller as long as it fails in the same way: fewer nodes, shorter axes.",
+    parser = parser_of(
+        prog,
+        "Make a reproducer smaller as long as it fails in the same way: fewer nodes, shorter axes.",
+        examples=["kaun check model.py:step --save wrong.npz", "kaun reduce wrong.npz", "kaun run wrong.small.npz"],
     )
     parser.add_argument("file", metavar="FILE.npz", help="a reproducer, as `kaun check --save` and kn.debug write them")
     parser.add_argument("--output", metavar="SMALL.npz", help="default: FILE.small.npz")
-    parser.add_argument("--tries", type=int, default=600, metavar="N", help="variants to try at most (600)")
+    parser.add_argument("--tries", type=count, default=600, metavar="N", help="variants to try at most (600)")
     given = parser.parse_args(arguments)
     try:
         kept = reproducer.load(given.file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from kaun.compiler.schedule.loop_ir import Kernel
 from kaun.compiler.schedule.parse import parse_kernel
 from kaun.compiler.schedule.run import run_kernel
 from kaun.tools import subject
+from kaun.tools.arguments import parser_of
 from kaun.tools.failures import refuse
 from kaun.tools.files import writing, wrote
 from kaun.tools.status import shown
@@ -27,11 +27,12 @@ Parsed = TypeVar("Parsed")
 
 def main(arguments: Sequence[str], prog: str = "kaun run") -> int:
     """Run it and show the results, or write them to a file."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Run the text of a graph, of a program (stage `scheduled`) or of one kernel, on given inputs.",
-        epilog="The inputs are arrays named as in the graph, or input_0, input_1, ...; a kernel's are buffer_0, ... "
-        "for the buffers that it does not write. A reproducer brings its own.",
+    parser = parser_of(
+        prog,
+        "Run the text of a graph, of a program (stage `scheduled`) or of one kernel, on given inputs.",
+        "The inputs are arrays named as in the graph, or input_0, input_1, ...; a kernel's are buffer_0, ... for the "
+        "buffers that it does not write. A reproducer brings its own.",
+        ["kaun run graph.txt --inputs x.npz --backend interpreter", "kaun run wrong.npz"],
     )
     parser.add_argument("file", metavar="FILE", help=f"{subject.HELP}, or the text of a program or kernel; - for stdin")
     parser.add_argument("--inputs", metavar="X.npz", help="the arrays to run it on, as numpy.savez writes them")

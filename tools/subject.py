@@ -151,6 +151,8 @@ def kind_of(text: str) -> str:
 def graph_of_text(text: str, name: str) -> Graph:
     """The graph of a text. SubjectError names the line that is wrong."""
     if kind_of(text) != "graph":
+        if name.endswith(".py"):
+            raise SubjectError(f"{name} is a program; name a function in it, as in {name}:step")
         what = f"a {kind_of(text)}" if kind_of(text) else "something else"
         raise SubjectError(f"{name} holds {what}; expected the text of a graph, which starts with `graph(`")
     try:
@@ -165,7 +167,7 @@ def value_of(name: str) -> Any:
     SubjectError if there is no such function, or it takes arguments; UserCodeError for what the function raises.
     """
     place, colon, function = name.rpartition(":")
-    if not colon:
+    if not colon or not place or not function:
         raise SubjectError(f"got {name!r}, expected module:function or FILE.py:function")
     module = _module(place)
     try:

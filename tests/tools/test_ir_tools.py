@@ -143,7 +143,7 @@ def test_ir_reads_saved_files(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("made.py:absent", "made.py has no function 'absent'; it has product"),
         ("made.py:nothing", "made.py:nothing gave int, expected what kn.compile or kn.train.compile returns"),
         ("made.py:needs", "made.py:needs has to be a function without arguments"),
-        ("made.py", "holds something else; expected the text of a graph"),
+        ("made.py", "made.py is a program; name a function in it, as in made.py:step"),
         ("named.npz", "it holds no `graph`, so it is no reproducer"),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kaun.runtime import saved_file
 from kaun.tools import command, files
 
 MODEL = """\
@@ -129,6 +130,14 @@ def kaun(arguments: str, output: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+def test_a_pipe_that_a_file_was_asked_to_be_stays_one(folder: Path) -> None:
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
+        saved_file.replace_file("pipe", [b"written ", b"through"])
+        assert reader.stdout is not None and reader.stdout.read() == b"written through"
+    assert Path("pipe").is_fifo() and sorted(os.listdir()) == ["model.py", "pipe"]
+
+
 @full
 @pytest.mark.parametrize("arguments", ["ir model.py:product --stage llvm", "--help", "ir --help", "--version"])
 def test_output_that_does_not_fit_is_an_error_of_one_line(arguments: str) -> None:
@@ -158,3 +167,70 @@ def test_side_files_of_a_profile_are_told(capsys: pytest.CaptureFixture[str]) ->
     first, second = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"Wrote roof.png \(\d+\.\d KiB\): .*", first)
     assert re.fullmatch(r"Wrote trace.json \(.*\): open it in https://ui.perfetto.dev or .*", second)
+
+
+def examples(tool: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The examples in a tool's help, in their order."""
+    with pytest.raises(SystemExit):
+        command.main([tool, "--help"])
+    _, _, after = capsys.readouterr().out.partition("\nexample")
+    return [line.strip() for line in after.splitlines() if line.startswith("  kaun ")]
+
+
+def test_help_ends_with_examples_and_those_that_need_no_file_of_yours_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.py").unlink()
+    Path("examples").symlink_to(Path(__file__).resolve().parent.parent.parent / "examples")
+    ran = []
+    for tool in ("ir", "opt", "run", "check", "bisect", "reduce", "viz", "profile", "plot"):
+        lines = examples(tool, capsys)
+        assert lines, f"kaun {tool} --help has no examples"
+        for line in lines:
+            words = line.split()
+            target = words[2].partition(":")[0]
+            # A transformer takes long, as does `bisect` where `check` goes before it; a browser is not for us to open.
+            if tool == "bisect" or target.startswith("kaun.") or "--open" in words or not Path(target).exists():
+                continue
+            done = subprocess.run(
+                ["bash", "-c", line.replace("kaun", f"{sys.executable} -m kaun.tools.command", 1)],
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+            ran.append(line)
+    assert len(ran) >= 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("profile model.py:product --seconds -1", "got -1, expected at least 0 seconds"),
+        ("profile model.py:product --seconds nan", "got nan, expected at least 0 seconds"),
+        ("profile model.py:product --top -1", "got -1, expected at least 0"),
+        ("reduce model.npz --tries -1", "got -1, expected at least 0"),
+        ("bench --seconds inf", "got inf, expected at least 0 seconds"),
+        ("opt model.py:product --pass nothing", "unknown pass 'nothing'"),
+        ("viz model.py", "model.py is a program; name a function in it, as in model.py:step"),
+        ("viz :", "got ':', expected module:function or FILE.py:function"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_told(
+    arguments: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments.split())
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_code_that_ends_the_program_is_a_failure_of_that_code(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("ends.py").write_text("import sys\ndef step():\n    sys.exit()\n")
+    assert command.main(["ir", "ends.py:step"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("kaun ir: ends.py:step failed:\n") and "sys.exit()" in err and "tools" not in err
+
+
+def test_an_interrupt_in_the_users_code_ends_without_a_traceback(folder: Path) -> None:
+    Path("sleeps.py").write_text(
+        "import signal\ndef step():\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = kaun("viz sleeps.py:step", "")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "Interrupted.")

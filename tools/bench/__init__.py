@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kaun.runtime.threads import num_threads
+from kaun.tools.arguments import positive, seconds
 from kaun.tools.bench import measure, report
 from kaun.tools.bench.problems import GROUPS, PROBLEMS, chosen
 from kaun.tools.bench.workers import System, WorkerError, kaun_system, peer_systems
@@ -130,9 +131,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer-python", default=sys.executable, metavar="PATH", help="interpreter that has PyTorch or JAX (this one)"
     )
-    parser.add_argument("--threads", type=_positive, help="for every system (as many as Kaun uses by itself)")
-    parser.add_argument("--rounds", type=_positive, default=5, help="turns for each system (5)")
-    parser.add_argument("--seconds", type=float, default=0.25, help="that a turn takes (0.25)")
+    parser.add_argument("--threads", type=positive, help="for every system (as many as Kaun uses by itself)")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns for each system (5)")
+    parser.add_argument("--seconds", type=seconds, default=0.25, help="that a turn takes (0.25)")
     parser.add_argument("--least", action="store_true", help="show least times, not medians: for a busy machine")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the tables of single kernels")
     parser.add_argument("--no-compile-times", action="store_true", help="leave out the first steps in new processes")
@@ -149,10 +150,3 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.set_defaults(prog=prog)
     parser.add_argument("--plot", metavar="PNG", help="draw ratios and shares of the limit (pip install 'kaun[plot]')")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected at least 1")
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import webbrowser
 from collections.abc import Sequence
 from itertools import count
@@ -13,6 +12,7 @@ from kaun.runtime import activity, engine
 from kaun.runtime import target as targets
 from kaun.runtime.profile import time_calls
 from kaun.tools import subject
+from kaun.tools.arguments import parser_of
 from kaun.tools.failures import refuse
 from kaun.tools.files import writing, wrote
 from kaun.tools.status import shown
@@ -36,10 +36,14 @@ _SECONDS = 0.004
 
 def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
     """Write the page or the graph to a file. The exit status is 1 if it could not be written."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Show a compiled function: its graphs, kernels, loop IR, LLVM IR, assembly and source.",
-        epilog="Example: kaun viz examples/digits_cnn.py:compiled --open",
+    parser = parser_of(
+        prog,
+        "Show a compiled function: its graphs, kernels, loop IR, LLVM IR, assembly and source.",
+        examples=[
+            "kaun viz kaun.tools.bench.steps:gpt_128 --out gpt.html",
+            "kaun viz examples/digits_cnn.py:compiled --open",
+            "kaun viz examples/digits_cnn.py:compiled --format svg --stage traced",
+        ],
     )
     parser.add_argument("target", metavar="TARGET", help=subject.HELP)
     parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")
