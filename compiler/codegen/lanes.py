@@ -13,9 +13,6 @@ from functools import lru_cache
 
 from ..schedule.index import Atom, FloorDivision, FromData, Index, Remainder, Variable
 
-# Residues tried for one division before giving up.
-_MOST_RESIDUES = 64
-
 
 @dataclass(frozen=True)
 class VectorLoop:
@@ -71,18 +68,14 @@ def _atom_offsets(atom: Atom, loop: VectorLoop) -> tuple[int, ...] | None:
     modulus, residue = _residue(atom.index, loop)
     divisor = atom.divisor
     step = math.gcd(modulus, divisor)
-    if divisor // step > _MOST_RESIDUES:
+    # What lane 0 may be of the divisor. A quotient never falls as that grows: between equal ends it is the same.
+    least = residue % step
+    quotients = [(least + offset) // divisor for offset in inner]
+    if quotients != [(divisor - step + least + offset) // divisor for offset in inner]:
         return None
-    found: tuple[int, ...] | None = None
-    for start in range(residue % step, divisor, step):
-        if isinstance(atom, FloorDivision):
-            candidate = tuple((start + offset) // divisor for offset in inner)
-        else:
-            candidate = tuple((start + offset) % divisor - start for offset in inner)
-        if found is not None and candidate != found:
-            return None
-        found = candidate
-    return found
+    if isinstance(atom, FloorDivision):
+        return tuple(quotients)
+    return tuple(offset - divisor * quotient for offset, quotient in zip(inner, quotients, strict=True))
 
 
 def _residue(index: Index, loop: VectorLoop) -> tuple[int, int]:
