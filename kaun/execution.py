@@ -16,9 +16,10 @@ from kaun import literals, observe, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node, detached, dtypes, forget_dead_nodes, key, ops, topological, unshared
 from kaun.compiler.ir.computed import cached_property
-from kaun.runtime import activity, collector
+from kaun.runtime import activity
 from kaun.runtime import target as targets
 from kaun.runtime.buffers import Buffer, size_class, take
+from kaun.runtime.compiling import compiling
 from kaun.runtime.program import Executable
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class CompiledGraph(CompiledProgram):
         self._graph, self._target = graph, target
         executable = self._stored(text)
         if executable is None:
-            with collector.held_back():
+            with compiling():
                 executable = Executable(self.compilation.program, target)
             stored_programs.store(text, target, executable.program)
         super().__init__(executable)

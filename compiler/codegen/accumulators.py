@@ -9,6 +9,7 @@ from ..ir.dtypes import DType
 from ..schedule.index import Index, Variable
 from ..schedule.loop_ir import IndexValue, Reduction
 from .arithmetic import I32, I64, constant, lanes_of, register_type, widened
+from .constants import lane_order
 from .emitter import Emitter
 from .locations import located
 
@@ -103,8 +104,8 @@ class Accumulator:
         lanes = lanes_of(values[0])
         while self.across_lanes and lanes > 1:
             lanes //= 2
-            low = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-            high = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes)))
+            low = lane_order(range(lanes))
+            high = lane_order(range(lanes, 2 * lanes))
             halves = [
                 [self.builder.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), mask) for v in values]
                 for mask in (low, high)

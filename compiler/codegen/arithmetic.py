@@ -14,6 +14,7 @@ from llvmlite import ir
 from ..ir import dtypes
 from ..ir.dtypes import DType
 from . import vector_math
+from .constants import integer, lane_mask, lane_order
 from .remainder import remainder_function
 
 BIT = ir.IntType(1)
@@ -54,8 +55,9 @@ def widened(scalar: ir.Type, lanes: int) -> ir.Type:
 def constant(scalar: ir.Type, value: Any, lanes: int = 0) -> ir.Constant:
     """A constant, the same in all lanes."""
     if isinstance(scalar, ir.IntType):
-        value = int(value)
-    one = ir.Constant(scalar, value)
+        one = integer(scalar.width, int(value))
+    else:
+        one = ir.Constant(scalar, value)
     return ir.Constant(ir.VectorType(scalar, lanes), [one] * lanes) if lanes else one
 
 
@@ -64,9 +66,9 @@ def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     kind = ir.VectorType(value.type, lanes)
     if isinstance(value, ir.Constant):
         return ir.Constant(kind, [value] * lanes)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    undefined = ir.Constant(kind, ir.Undefined)
     return builder.shuffle_vector(
-        one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+        builder.insert_element(undefined, value, integer(32, 0)), undefined, lane_order([0] * lanes)
     )
 
 
@@ -107,11 +109,11 @@ def both(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
         return builder.and_(a, b)
     known = mask_flags(b)
     if isinstance(a, ir.Constant):
-        return ir.Constant(a.type, [int(x and y) for x, y in zip(mask_flags(a), known, strict=True)])
+        return lane_mask(x and y for x, y in zip(mask_flags(a), known, strict=True))
     if all(known):
         return a
     count = len(known)
-    order = ir.Constant(ir.VectorType(I32, count), [i if on else count + i for i, on in enumerate(known)])
+    order = lane_order(i if on else count + i for i, on in enumerate(known))
     return builder.shuffle_vector(a, ir.Constant(a.type, None), order)
 
 
@@ -123,10 +125,10 @@ def masked_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, mask
             return
         if len(on) == 1:
             # LLVM 22 makes a 32-bit store of a single lane of 16 bits that was truncated from 32 just before.
-            place = builder.gep(pointer, [ir.Constant(I64, on[0])], source_etype=value.type.element)
-            builder.store(builder.extract_element(value, ir.Constant(I32, on[0])), place, align=align)
+            place = builder.gep(pointer, [integer(64, on[0])], source_etype=value.type.element)
+            builder.store(builder.extract_element(value, integer(32, on[0])), place, align=align)
             return
-    arguments = [value, pointer, ir.Constant(I32, align), mask]
+    arguments = [value, pointer, integer(32, align), mask]
     intrinsic(builder, f"llvm.masked.store.{suffix(value.type)}.p0", ir.VoidType(), arguments)
 
 
@@ -204,7 +206,7 @@ class Arithmetic:
             return self.builder.call(function, [a, b])
         result: ir.Value = ir.Constant(a.type, ir.Undefined)
         for lane in range(lanes):
-            place = ir.Constant(I32, lane)
+            place = integer(32, lane)
             each = [self.builder.extract_element(value, place) for value in (a, b)]
             result = self.builder.insert_element(result, self.builder.call(function, each), place)
         return result

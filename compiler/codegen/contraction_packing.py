@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from llvmlite import ir
 
 from ..schedule.loop_ir import Origin
+from .constants import lane_order
 from .contraction_blocking import Blocking, Contraction
 from .control_flow import counted_loop, index, offset, smaller
 from .locations import located
@@ -285,13 +285,7 @@ def _exchange(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, distance: int, up
 
 
 def _shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, mask: list[int]) -> ir.Value:
-    return builder.shuffle_vector(a, b, _order(tuple(mask)))
-
-
-@lru_cache(maxsize=1024)
-def _order(lanes: tuple[int, ...]) -> ir.Constant:
-    """The lanes to take; made once, since a square of vectors takes few orders many times."""
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+    return builder.shuffle_vector(a, b, lane_order(mask))
 
 
 def _gather_panel(

@@ -5,13 +5,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from llvmlite import ir
 
+from .constants import integer
+
 INDEX = ir.IntType(64)
 POINTER = ir.PointerType()
 
 
 def index(value: "int | ir.Value") -> ir.Value:
     """A 64-bit index: Python integers become constants, values pass through."""
-    return ir.Constant(INDEX, value) if isinstance(value, int) else value
+    return integer(64, value) if isinstance(value, int) else value
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from ..schedule.loop_ir import (
 )
 from . import memory_access
 from .arithmetic import BIT, I32, I64, Arithmetic, both, constant, lanes_of, memory_type, register_type, splat
+from .constants import integer, lane_mask
 from .lanes import lane_offsets, lane_values
 from .locations import located
 from .scopes import Scopes
@@ -57,7 +58,7 @@ class Emitter(Scopes):
     def index(self, index: Index) -> ir.Value:
         """The index as an i64, at lane 0 of the vectorised variable."""
         if index.is_constant:
-            return ir.Constant(I64, index.constant)
+            return integer(64, index.constant)
         key = ("index", index, self.lanes.variable if self.varies(index.variables) and self.lanes else None)
         home = self.home(index.variables)
         found = home.memo.get(key)
@@ -74,7 +75,7 @@ class Emitter(Scopes):
             for atom, coefficient in own:
                 part = self._atom(atom)
                 if coefficient != 1:
-                    part = self.builder.mul(part, ir.Constant(I64, coefficient), flags=("nsw",))
+                    part = self.builder.mul(part, integer(64, coefficient), flags=("nsw",))
                 total = part if total is None else self.builder.add(total, part, flags=("nsw",))
             assert total is not None
             home.memo[key] = total
@@ -86,7 +87,7 @@ class Emitter(Scopes):
         if isinstance(atom, FromData):
             value = self.evaluate(atom.value)
             if lanes_of(value):
-                value = self.builder.extract_element(value, ir.Constant(I32, 0))
+                value = self.builder.extract_element(value, integer(32, 0))
             return self._clamped(value, atom)
         return self._divide(self.index(atom.index), atom)
 
@@ -169,8 +170,7 @@ class Emitter(Scopes):
         if self.lanes is not None:
             known = lane_values(condition.index, self.lanes.loop)
             if known is not None:
-                flags = [int(condition.low <= value < condition.high) for value in known]
-                return ir.Constant(ir.VectorType(BIT, self.lanes.count), flags)
+                return lane_mask(condition.low <= value < condition.high for value in known)
         if self.varies(condition.index.variables) and self.lane_step(condition.index) != 0:
             value = self.index_lanes(condition.index)
             scalar, lanes = value.type.element, value.type.count

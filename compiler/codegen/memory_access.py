@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from ..schedule.loop_ir import Load, Store
-from .arithmetic import BIT, I32, I64, both, intrinsic, lanes_of, mask_flags, masked_store, memory_type, suffix
+from .arithmetic import both, intrinsic, lanes_of, mask_flags, masked_store, memory_type, suffix
+from .constants import integer, lane_mask, lane_order
 from .control_flow import POINTER
 from .lanes import lane_offsets
 
@@ -71,7 +72,7 @@ def _mask(emitter: Emitter, guard: ir.Value | None) -> ir.Value | None:
 
 
 def _all_lanes(count: int) -> ir.Value:
-    return ir.Constant(ir.VectorType(BIT, count), [1] * count)
+    return lane_mask([1] * count)
 
 
 def _is_known(mask: ir.Value | None) -> bool:
@@ -109,11 +110,11 @@ def _scalar_load(emitter: Emitter, load: Load) -> ir.Value:
     guard = emitter.guard(load.guard)
     place = emitter.index(load.index)
     if guard is not None:
-        zero = ir.Constant(I64, 0)
+        zero = integer(64, 0)
         if lanes_of(guard):
             # Some lanes may be inside: the place is either right for them or clamped and not used.
             place = builder.select(builder.icmp_signed("<", place, zero), zero, place)
-            top = ir.Constant(I64, load.buffer.size - 1)
+            top = integer(64, load.buffer.size - 1)
             place = builder.select(builder.icmp_signed(">", place, top), top, place)
         else:
             place = builder.select(guard, place, zero)
@@ -135,7 +136,7 @@ def _contiguous_load(emitter: Emitter, load: Load) -> ir.Value:
 
 def _masked_load(emitter: Emitter, pointer: ir.Value, kind: ir.VectorType, mask: ir.Value, align: int) -> ir.Value:
     """The lanes of the mask, zeros in the others."""
-    arguments = [pointer, ir.Constant(I32, align), mask, ir.Constant(kind, None)]
+    arguments = [pointer, integer(32, align), mask, ir.Constant(kind, None)]
     return intrinsic(emitter.builder, f"llvm.masked.load.{suffix(kind)}.p0", kind, arguments)
 
 
@@ -161,13 +162,13 @@ def _shuffled_load(emitter: Emitter, load: Load) -> ir.Value | None:
     touched = [0] * wide
     for offset, flag in zip(offsets, readable, strict=True):
         touched[offset - first] |= int(flag)
-    stretch_mask = ir.Constant(ir.VectorType(BIT, wide), touched)
+    stretch_mask = lane_mask(touched)
     kind = ir.VectorType(element, wide)
     address = emitter.address(load.buffer, load.index, not load.guard)
-    pointer = builder.gep(address, [ir.Constant(I64, first)], source_etype=element)
+    pointer = builder.gep(address, [integer(64, first)], source_etype=element)
     pointer = _readable(emitter, pointer, kind, allowed)
     stretch = _masked_load(emitter, pointer, kind, stretch_mask, load.buffer.dtype.itemsize)
-    order = ir.Constant(ir.VectorType(I32, count), [offset - first for offset in offsets])
+    order = lane_order(offset - first for offset in offsets)
     return builder.shuffle_vector(stretch, ir.Constant(kind, ir.Undefined), order)
 
 
@@ -179,7 +180,7 @@ def _gathered_load(emitter: Emitter, load: Load) -> ir.Value:
     mask = _mask(emitter, emitter.guard(load.guard))
     if mask is None:
         mask = _all_lanes(count)
-    arguments = [pointers, ir.Constant(I32, load.buffer.dtype.itemsize), mask, ir.Constant(kind, None)]
+    arguments = [pointers, integer(32, load.buffer.dtype.itemsize), mask, ir.Constant(kind, None)]
     return intrinsic(emitter.builder, f"llvm.masked.gather.{suffix(kind)}.v{count}p0", kind, arguments)
 
 
@@ -207,7 +208,7 @@ def _vector_store(emitter: Emitter, store: Store, raw: ir.Value, mask: ir.Value 
         return
     if _shuffled_store(emitter, store, raw, mask):
         return
-    arguments = [raw, _pointers(emitter, store), ir.Constant(I32, align), _all_lanes(count) if mask is None else mask]
+    arguments = [raw, _pointers(emitter, store), integer(32, align), _all_lanes(count) if mask is None else mask]
     intrinsic(emitter.builder, f"llvm.masked.scatter.{suffix(kind)}.v{count}p0", ir.VoidType(), arguments)
 
 
@@ -227,10 +228,10 @@ def _shuffled_store(emitter: Emitter, store: Store, raw: ir.Value, mask: ir.Valu
         return False
     wide = 1 << (span - 1).bit_length()
     source = {offset - first: lane for lane, (offset, w) in enumerate(zip(offsets, written, strict=True)) if w}
-    order = ir.Constant(ir.VectorType(I32, wide), [source.get(i, 0) for i in range(wide)])
+    order = lane_order(source.get(i, 0) for i in range(wide))
     stretch = builder.shuffle_vector(raw, ir.Constant(raw.type, ir.Undefined), order)
     address = emitter.address(store.buffer, store.index)
-    pointer = builder.gep(address, [ir.Constant(I64, first)], source_etype=memory_type(store.buffer.dtype))
-    stretch_mask = ir.Constant(ir.VectorType(BIT, wide), [int(i in source) for i in range(wide)])
+    pointer = builder.gep(address, [integer(64, first)], source_etype=memory_type(store.buffer.dtype))
+    stretch_mask = lane_mask(i in source for i in range(wide))
     masked_store(builder, stretch, pointer, stretch_mask, store.buffer.dtype.itemsize)
     return True

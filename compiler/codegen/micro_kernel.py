@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from .constants import integer, lane_mask, lane_order
 from .control_flow import INDEX, POINTER, index, smaller
 from .vector_target import element_bits
 
@@ -279,19 +280,17 @@ def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, h
 
 def prefetch(builder: ir.IRBuilder, pointer: ir.Value, level: int = _SECOND_LEVEL) -> None:
     """Ask for the line at `pointer` to be brought to a cache; no access, so any address will do."""
-    integer = ir.IntType(32)
-    signature = ir.FunctionType(ir.VoidType(), [POINTER, integer, integer, integer])
-    arguments = [ir.Constant(integer, value) for value in (_FOR_READING, level, _DATA)]
+    signature = ir.FunctionType(ir.VoidType(), [POINTER, *[ir.IntType(32)] * 3])
+    arguments = [integer(32, value) for value in (_FOR_READING, level, _DATA)]
     builder.call(_declare(builder.module, "llvm.prefetch.p0", signature), [pointer, *arguments])
 
 
 def broadcast(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     """<lanes x T> with `value` in each lane."""
     vector = ir.VectorType(value.type, lanes)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(
-        first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-    )
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, value, integer(32, 0))
+    return builder.shuffle_vector(first, undefined, lane_order([0] * lanes))
 
 
 def load_vector(
@@ -304,8 +303,8 @@ def load_vector(
     mask = ir.VectorType(ir.IntType(1), lanes)
     name = f"llvm.masked.load.v{lanes}{_suffix(scalar)}.p0"
     function = _declare(builder.module, name, ir.FunctionType(vector, [POINTER, ir.IntType(32), mask, vector]))
-    arguments = [pointer, ir.Constant(ir.IntType(32), align), _lane_mask(lanes, valid), ir.Constant(vector, None)]
-    return builder.call(function, arguments)
+    on = lane_mask(lane < valid for lane in range(lanes))
+    return builder.call(function, [pointer, integer(32, align), on, ir.Constant(vector, None)])
 
 
 def store_vector(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, valid: int, align: int) -> None:
@@ -317,13 +316,8 @@ def store_vector(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, vali
     mask = ir.VectorType(ir.IntType(1), lanes)
     name = f"llvm.masked.store.v{lanes}{_suffix(value.type.element)}.p0"
     signature = ir.FunctionType(ir.VoidType(), [value.type, POINTER, ir.IntType(32), mask])
-    arguments = [value, pointer, ir.Constant(ir.IntType(32), align), _lane_mask(lanes, valid)]
+    arguments = [value, pointer, integer(32, align), lane_mask(lane < valid for lane in range(lanes))]
     builder.call(_declare(builder.module, name, signature), arguments)
-
-
-def _lane_mask(lanes: int, valid: int) -> ir.Constant:
-    bit = ir.IntType(1)
-    return ir.Constant(ir.VectorType(bit, lanes), [ir.Constant(bit, int(lane < valid)) for lane in range(lanes)])
 
 
 def _suffix(scalar: ir.Type) -> str:

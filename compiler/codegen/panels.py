@@ -10,7 +10,8 @@ from llvmlite import ir
 from ..ir.dtypes import DType
 from ..schedule.index import Variable
 from ..schedule.loop_ir import Value
-from .arithmetic import BIT, I32, I64, constant, intrinsic, masked_store, register_type, splat, suffix
+from .arithmetic import I32, I64, constant, intrinsic, masked_store, register_type, splat, suffix
+from .constants import integer, lane_mask, lane_order
 from .contraction_packing import transpose_square
 from .control_flow import POINTER, offset
 from .emitter import Emitter
@@ -179,7 +180,7 @@ class PanelWriter:
         def rest() -> None:
             active: int | ir.Value = axis.variable.extent % lanes
             if not axis.aligned:
-                numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+                numbers = lane_order(range(lanes))
                 left = builder.trunc(builder.sub(count, whole), I32)
                 active = builder.icmp_signed("<", numbers, splat(builder, left, lanes))
             body(whole, Lanes(axis.variable, lanes, active, axis.aligned))
@@ -201,12 +202,12 @@ class PanelWriter:
             builder.store(value, place, align=size)
             return
         if mask is None:
-            mask = ir.Constant(ir.VectorType(BIT, count), [1] * count)
+            mask = lane_mask([1] * count)
         if step == 1:
             masked_store(builder, value, place, mask, size)
             return
-        places = ir.Constant(ir.VectorType(I32, count), [i * step for i in range(count)])
+        places = lane_order(i * step for i in range(count))
         pointers = builder.gep(place, [places], source_etype=register_type(self.element))
         pointers.type = ir.VectorType(POINTER, count)
         name = f"llvm.masked.scatter.{suffix(value.type)}.v{count}p0"
-        intrinsic(builder, name, ir.VoidType(), [value, pointers, ir.Constant(I32, size), mask])
+        intrinsic(builder, name, ir.VoidType(), [value, pointers, integer(32, size), mask])

@@ -18,7 +18,8 @@ from typing import Any
 from llvmlite import ir
 
 from ..schedule.index import Index, Variable
-from .arithmetic import BIT, I64, lanes_of, splat
+from .arithmetic import I64, lanes_of, splat
+from .constants import integer, lane_mask
 from .lanes import VectorLoop, lane_step
 
 
@@ -122,8 +123,8 @@ class Scopes:
         Returns the carried values after the loop. A static single iteration makes no loop.
         """
         single = isinstance(start, int) and isinstance(stop, int) and stop - start <= step
-        begin = ir.Constant(I64, start) if isinstance(start, int) else start
-        limit = ir.Constant(I64, stop) if isinstance(stop, int) else stop
+        begin = integer(64, start) if isinstance(start, int) else start
+        limit = integer(64, stop) if isinstance(stop, int) else stop
         if single:
             with self.scope({variable: begin} if variable else {}, lanes):
                 return list(body(begin, list(carried)))
@@ -136,7 +137,7 @@ class Scopes:
         with self.scope({variable: counter} if variable else {}, lanes):
             builder.position_at_end(header)
             results = list(body(counter, list(phis)))
-            following = builder.add(counter, ir.Constant(I64, step), flags=("nsw",))
+            following = builder.add(counter, integer(64, step), flags=("nsw",))
             builder.cbranch(builder.icmp_signed("<", following, limit), header, after)
             latch = builder.block
         before = self._close(header, after)
@@ -207,8 +208,7 @@ class Scopes:
             return None
         if not isinstance(self.lanes.active, int):
             return self.lanes.active
-        flags = [int(i < self.lanes.active) for i in range(self.lanes.count)]
-        return ir.Constant(ir.VectorType(BIT, self.lanes.count), flags)
+        return lane_mask(i < self.lanes.active for i in range(self.lanes.count))
 
     def lane_step(self, index: Index) -> int | None:
         """By how much the index grows from lane to lane, None if that is not one number."""
