@@ -271,14 +271,14 @@ for message in caught: print(message)
 NO_FILE_MAY_GROW = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
 DISK_IS_FULL = """
 import errno, os
-from kaun.runtime import cache
+from kaun.runtime import entry_folder
 class Full:
     def write(self, data): raise OSError(errno.ENOSPC, "No space left on device")
     def __enter__(self): return self
     def __exit__(self, *error): return False
 opened = os.fdopen
-cache.os = type("os", (), {"__getattr__": lambda self, name: getattr(os, name)})()
-cache.os.fdopen = lambda handle, mode: (os.close(handle), Full())[1]
+entry_folder.os = type("os", (), {"__getattr__": lambda self, name: getattr(os, name)})()
+entry_folder.os.fdopen = lambda handle, mode: (os.close(handle), Full())[1]
 """
 
 

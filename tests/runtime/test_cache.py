@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from kaun.runtime import cache as cache_module
+from kaun.runtime import entry_folder
 from kaun.runtime.cache import (
     CacheStatistics,
     KaunCacheWarning,
@@ -49,7 +50,7 @@ def counts(cache: KernelCache) -> tuple[int, int, int]:
 
 
 def entries(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*" + cache_module.SUFFIX))
+    return sorted(folder.glob("*" + entry_folder.SUFFIX))
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_a_full_disk_warns_once_and_leaves_nothing_behind(folder: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "replace", full)
+    monkeypatch.setattr(entry_folder.os, "replace", full)
     with pytest.warns(KaunCacheWarning, match="No space left"):
         assert compiled(cache, 1) == [1]
     assert compiled(cache, 2) == [2]
@@ -219,7 +220,7 @@ def test_a_read_only_folder_still_serves_its_entries(folder: Path, monkeypatch) 
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(cache_module.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(entry_folder.tempfile, "mkstemp", refuse)
     cache = KernelCache(folder)
     with pytest.warns(KaunCacheWarning, match="Permission denied"):
         assert compiled(cache, 2) == [2]
@@ -238,7 +239,7 @@ def test_a_folder_that_everybody_may_write_is_not_used(folder: Path) -> None:
 
 def test_a_folder_of_another_user_is_not_used(folder: Path, monkeypatch) -> None:
     compiled(KernelCache(folder), 1)
-    monkeypatch.setattr(cache_module.os, "geteuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr(entry_folder.os, "geteuid", lambda: folder.stat().st_uid + 1)
     if folder.stat().st_uid == 0:
         os.chown(folder, 12345, -1)
     cache = KernelCache(folder)
