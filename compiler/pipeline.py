@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from . import passes
@@ -76,6 +76,11 @@ class Compilation:
     def scheduled_graph(self) -> Graph:
         """What the kernels compute: the simplified graph without the order in which it asks for things."""
         return self._without_waits[0]
+
+    @property
+    def scheduled_nodes(self) -> Mapping[Node, Node]:
+        """What nodes of the simplified graph are in the scheduled one; some are in it no more."""
+        return self._without_waits[1].freed
 
     @cached_property
     def _without_waits(self) -> tuple[Graph, Waits]:

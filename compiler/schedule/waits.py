@@ -12,16 +12,18 @@ from ..ir import Graph, Node, ops, rebuild, source
 class Waits:
     """Of nodes `again` of a graph: what must have been computed before they are read.
 
-    `order` are the graph's nodes, each after its inputs and after what it waits for.
+    `order` are the graph's nodes, each after its inputs and after what it waits for. `freed`: what became of the nodes
+    of the graph that had waits.
     """
 
     awaited: Mapping[Node, tuple[Node, ...]]
     order: Sequence[Node]
+    freed: Mapping[Node, Node]
 
     @classmethod
     def none(cls, graph: Graph) -> Waits:
         """For a graph in which nothing waits."""
-        return cls({}, graph.nodes)
+        return cls({}, graph.nodes, {node: node for node in graph.nodes})
 
 
 def without_waits(graph: Graph) -> tuple[Graph, Waits]:
@@ -47,7 +49,7 @@ def without_waits(graph: Graph) -> tuple[Graph, Waits]:
     reached = set(freed.nodes)
     waits = {node: _among(nodes, reached) for node, nodes in awaited.items() if node in reached}
     order = [node for node in dict.fromkeys(mapping.values()) if node in reached]
-    return freed, Waits(waits, order)
+    return freed, Waits(waits, order, mapping)
 
 
 def _among(nodes: tuple[Node, ...], reached: set[Node]) -> tuple[Node, ...]:

@@ -103,6 +103,24 @@ def test_the_optimizer_s_nodes_belong_to_the_layer_they_update(model):
     assert updates and set(updates) == {"3"}
 
 
+def test_what_is_computed_again_has_its_kernels_too():
+    model = layer.sequential([
+        layer.linear(in_features=64, out_features=256), layer.gelu(), layer.linear(in_features=256, out_features=256),
+        layer.tanh(), layer.layer_norm(dim=256), layer.linear(in_features=256, out_features=10),
+    ])  # fmt: skip
+    trainer = train.make(model=model, optimizer=kn.optim.sgd(lr=0.1), memory_budget=300_000)
+    spec = {"x": kn.spec((128, 64)), "y": kn.spec((128,), kn.int64)}
+    graph = train.compile(trainer, **spec, loss=loss.cross_entropy_sparse).functions["step"].graph
+    data = viz.model_of(graph, "frugal", times=False).data
+    strings, nodes = data["strings"], data["stages"][-1]["nodes"]
+    again = [number for number, row in enumerate(nodes) if strings[row[0]] == "again"]
+    tied = {node for kernel in data["kernels"] for node in (*kernel["nodes"], *kernel["lines"][1::2])}
+    assert again and set(again) <= tied
+    lost = [strings[row[0]] for number, row in enumerate(nodes) if number not in tied and row[6]]
+    assert len(lost) < len(nodes) / 20, lost
+    assert all(kernel["nodes"] and kernel["lines"] for kernel in data["kernels"])
+
+
 def test_measured_kernels_have_times(graph):
     measured = viz.model_of(graph, "digits")
     assert measured.data["measured"] and all(kernel["seconds"] >= 0 for kernel in measured.data["kernels"])

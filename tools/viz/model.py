@@ -204,7 +204,9 @@ def _kernels(
     program = compilation.program
     modules = [_module(module.text, compilation.located(number), assembly)
                for number, module in enumerate(program.kernels)]  # fmt: skip
-    numbers = {node: number for number, node in enumerate(simplified.nodes)}
+    numbers: dict[Node, int] = {}
+    for number, node in enumerate(simplified.nodes):
+        numbers.setdefault(compilation.scheduled_nodes[node], number)
     launches = [i for i, bundle in enumerate(program.bundles) for chain in bundle for _ in chain.calls]
     rows = zip(compilation.kernels, program.calls, launches, strict=True)
     kernels = []
