@@ -115,7 +115,7 @@ class GraphView {
     const whole = bounds(ends);
     const { clientWidth: width, clientHeight: height } = this.body;
     const zoom = Math.min(1.1, (width - 60) / whole.width, (height - 60) / whole.height);
-    if (zoom < 0.12) return this.centre(boxes[0]);
+    if (zoom < 0.07) return this.centre(boxes[0]);
     this.view = { zoom, x: width / 2 - (whole.x + whole.width / 2) * zoom, y: height / 2 - (whole.y + whole.height / 2) * zoom };
     this.draw();
   }
