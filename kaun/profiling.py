@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kaun.compiler.schedule.fusion import ScheduledKernel
 
 # However long a run takes, so many are made of each kind.
-_LEAST_RUNS = 7
+_LEAST_RUNS, _FEW_RUNS = 7, 3
 # For each of the machine's peaks.
 _PEAK_SECONDS = 0.15
 # The columns of the table, those of numbers first.
@@ -285,12 +285,8 @@ def profile(
     program = compiled.executable.program
     if not program.calls:
         raise ValueError("profiling.profile: the program has no kernels: its outputs are its inputs")
-    owned = [_copy(storage) for storage in inputs]
-    outputs = [
-        Storage(result) if donor is None else owned[donor]
-        for result, donor in zip(compiled.outputs, compiled.donors, strict=True)
-    ]
-    arguments = [storage.address for storage in [*owned, *outputs]]
+    owned = _arguments(compiled, inputs)
+    arguments = [storage.address for storage in owned]
     record = compiled.executable.record(arguments)
     tracer = tracer_of(compiled)
 
@@ -327,6 +323,30 @@ def profile(
         peaks=peaks,
         run=sorted(runs, key=_length)[len(runs) // 2],
     )
+
+
+def kernel_seconds(compiled: CompiledProgram, inputs: Sequence[Storage], *, seconds: float) -> list[float]:
+    """What each kernel takes in its place, as in a profile and in the order of the calls, from about `seconds` of runs
+    on copies of these inputs."""
+    program = compiled.executable.program
+    if not program.calls:
+        return []
+    owned = _arguments(compiled, inputs)
+    arguments = [storage.address for storage in owned]
+    tracer = tracer_of(compiled)
+    tracer.run(arguments)
+    runs: list[Run] = []
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(runs) < _FEW_RUNS:
+        runs.append(tracer.run(arguments))
+    return [taken for taken, _ in call_times(program, runs, clock_seconds(targets.host()))]
+
+
+def _arguments(compiled: CompiledProgram, inputs: Sequence[Storage]) -> list[Storage]:
+    """Copies of the inputs, and outputs, those that may take the memory of an input in that copy."""
+    owned = [_copy(storage) for storage in inputs]
+    outputs = zip(compiled.outputs, compiled.donors, strict=True)
+    return [*owned, *(Storage(result) if donor is None else owned[donor] for result, donor in outputs)]
 
 
 def _copy(storage: Storage) -> Storage:

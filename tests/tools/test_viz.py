@@ -11,15 +11,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import networkx
+import numpy as np
 import pytest
 from browser import chromium, opened
 from kaun.compiler.ir import parse_graph, print_graph
-from kaun.tools import command, viz
+from kaun.tools import command, subject, viz
 from kaun.tools.viz.formats import FORMATS, as_networkx
 from kaun.tools.viz.page import page
 
 import kaun as kn
-from kaun import layer, loss, nx, train
+from kaun import execution, layer, loss, nx, profiling, train
 from kaun.debug.native import host_compilation
 
 STAGES = ("traced", "differentiated", "simplified")
@@ -121,9 +122,34 @@ def test_what_is_computed_again_has_its_kernels_too():
     assert all(kernel["nodes"] and kernel["lines"] for kernel in data["kernels"])
 
 
-def test_measured_kernels_have_times(graph):
+def test_measured_kernels_have_the_times_of_a_profile(graph, monkeypatch):
+    runs = []
+    timed = profiling.call_times
+
+    def noted(program, found, *clock):
+        runs.append(timed(program, found, *clock))
+        return runs[-1]
+
+    monkeypatch.setattr(profiling, "call_times", noted)
     measured = viz.model_of(graph, "digits")
-    assert measured.data["measured"] and all(kernel["seconds"] >= 0 for kernel in measured.data["kernels"])
+    (times,) = runs
+    assert measured.data["measured"]
+    assert [kernel["seconds"] for kernel in measured.data["kernels"]] == [seconds for seconds, _ in times]
+    assert sum(kernel["seconds"] for kernel in measured.data["kernels"]) > 0
+
+
+def test_timing_the_kernels_leaves_the_inputs_as_they_are(graph):
+    compiled = execution.compiled(graph)
+    inputs = [execution.Storage.of(array) for array in subject.example_inputs(graph)]
+    before = [storage.array.copy() for storage in inputs]
+    assert len(profiling.kernel_seconds(compiled, inputs, seconds=0.0)) == len(compiled.executable.program.calls)
+    for storage, array in zip(inputs, before, strict=True):
+        np.testing.assert_array_equal(storage.array, array)
+
+
+def test_a_page_of_a_program_without_kernels_is_made_with_times_too():
+    unchanged = kn.compile(lambda x: x, kn.spec((3,)))
+    assert viz.model_of(unchanged.functions["call"].graph, "unchanged").data["kernels"] == []
 
 
 def test_lines_of_code_lead_to_nodes_and_every_line_of_text_is_counted(graph, model):

@@ -10,7 +10,6 @@ from pathlib import Path
 from kaun.compiler.ir import Graph
 from kaun.runtime import activity, engine
 from kaun.runtime import target as targets
-from kaun.runtime.profile import time_calls
 from kaun.tools import subject
 from kaun.tools.arguments import parser_of
 from kaun.tools.failures import refuse
@@ -20,7 +19,7 @@ from kaun.tools.viz.formats import FORMATS, as_networkx
 from kaun.tools.viz.model import GRAPH_STAGES, Model, make_model
 from kaun.tools.viz.page import page
 
-from kaun import execution, whole_files
+from kaun import execution, profiling, whole_files
 from kaun.debug.native import host_compilation
 
 _PURPOSES = {
@@ -30,8 +29,8 @@ _PURPOSES = {
     "graphml": "open it in yEd, Gephi or Cytoscape, or read it with networkx.read_graphml",
     "json": "read it with networkx.node_link_graph",
 }
-# Each kernel is repeated for so long.
-_SECONDS = 0.004
+# The kernels are timed for about so long.
+_SECONDS = 0.3
 
 
 def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
@@ -85,10 +84,9 @@ def model_of(graph: Graph, title: str, *, times: bool = True) -> Model:
     program = compilation.program
     if times:
         inputs = [execution.Storage.of(array) for array in subject.example_inputs(graph)]
-        addresses = [storage.address for storage in inputs]
-        executable = execution.compiled(graph).executable
+        compiled = execution.compiled(graph)
         activity.now(f"timing {len(program.calls)} kernels")
-        seconds = time_calls(executable, addresses, seconds=_SECONDS)
+        seconds = profiling.kernel_seconds(compiled, inputs, seconds=_SECONDS)
     launches = "1 launch" if len(program.bundles) == 1 else f"{len(program.bundles)} launches"
     summary = f"{len(program.calls)} kernels in {launches} for {target.name}"
     numbers = count(1)
