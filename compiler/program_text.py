@@ -109,18 +109,19 @@ class _Fields:
         self.aliases: list[tuple[int, int]] = []
         self.numbers = {"arena": 0, "scratch": 0}
         self.bundles: list[Bundle] = []
+        places: dict[str, Place] = {}
         for line in lines:
             word, _, rest = line.strip().partition(" ")
             if word in ("input", "output"):
                 (self.inputs if word == "input" else self.outputs).append(_parse_array(rest))
             elif word == "return":
-                self.results = _parse_places(rest)
+                self.results = _parse_places(rest, places)
             elif word == "alias":
-                self.aliases.append(_parse_alias(rest))
+                self.aliases.append(_parse_alias(rest, places))
             elif word in self.numbers and rest.isdecimal():
                 self.numbers[word] = int(rest)
             elif word == "launch" and rest == "{":
-                self.bundles.append(_parse_bundle(lines))
+                self.bundles.append(_parse_bundle(lines, places))
             elif line == "}":
                 return
             else:
@@ -139,24 +140,27 @@ def _parse_array(text: str) -> Array:
     return Array(dtypes.of(found[1]), tuple(int(extent) for extent in found[2].split(", ")) if found[2] else ())
 
 
-def _parse_places(text: str) -> tuple[Place, ...]:
+def _parse_places(text: str, known: dict[str, Place]) -> tuple[Place, ...]:
+    """The places, of which there are many fewer than are named: each is one object in all of a program."""
     places = []
     for part in text.split(", ") if text else ():
-        found = _PLACE.fullmatch(part)
-        if found is None:
-            raise _unexpected(part, "a place")
-        places.append(Place(found[1], int(found[2])))
+        if part not in known:
+            found = _PLACE.fullmatch(part)
+            if found is None:
+                raise _unexpected(part, "a place")
+            known[part] = Place(found[1], int(found[2]))
+        places.append(known[part])
     return tuple(places)
 
 
-def _parse_alias(text: str) -> tuple[int, int]:
-    places = _parse_places(text)
+def _parse_alias(text: str, known: dict[str, Place]) -> tuple[int, int]:
+    places = _parse_places(text, known)
     if [place.kind for place in places] != ["input", "output"]:
         raise _unexpected(text, "an input and an output")
     return places[0].position, places[1].position
 
 
-def _parse_bundle(lines: Iterator[str]) -> Bundle:
+def _parse_bundle(lines: Iterator[str], known: dict[str, Place]) -> Bundle:
     chains: list[tuple[int, list[Call]]] = []
     for line in lines:
         text = line.strip()
@@ -166,17 +170,17 @@ def _parse_bundle(lines: Iterator[str]) -> Bundle:
         if word == "pieces" and pieces.isdecimal():
             chains.append((int(pieces), []))
         elif chains:
-            chains[-1][1].append(_parse_call(text))
+            chains[-1][1].append(_parse_call(text, known))
         else:
             raise _unexpected(line, "a chain")
     raise _unexpected("the end of the text", "`}`")
 
 
-def _parse_call(text: str) -> Call:
+def _parse_call(text: str, known: dict[str, Place]) -> Call:
     found = _CALL.fullmatch(text)
     if found is None:
         raise _unexpected(text, "a call")
-    return Call(int(found[1]), _parse_places(found[3]), int(found[2]))
+    return Call(int(found[1]), _parse_places(found[3], known), int(found[2]))
 
 
 def buffer_types(kernel_text: str) -> list[tuple[str, int, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import threading
@@ -14,7 +15,18 @@ import numpy as np
 
 from kaun import literals, observe, stored_programs
 from kaun.compiler.codegen.vector_target import VectorTarget
-from kaun.compiler.ir import Graph, Node, detached, dtypes, forget_dead_nodes, key, ops, topological, unshared
+from kaun.compiler.ir import (
+    Graph,
+    KeptGraph,
+    Node,
+    detached,
+    dtypes,
+    forget_dead_nodes,
+    key,
+    ops,
+    topological,
+    unshared,
+)
 from kaun.compiler.ir.computed import cached_property
 from kaun.runtime import activity
 from kaun.runtime import target as targets
@@ -24,11 +36,15 @@ from kaun.runtime.program import Executable
 
 if TYPE_CHECKING:
     from kaun.compiler.pipeline import Compilation
+    from kaun.compiler.program import Array as ArrayType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Programs kept for structures realised before; each is a few kilobytes beside its machine code.
 MOST_PROGRAMS = 4096
+
+# A graph of so many nodes takes megabytes, which are worth a look at all objects to have them back.
+_MANY_NODES = 2000
 
 _identities = itertools.count()
 _LEAF_ATTRIBUTES: dict[str, Any] = {"identity": None, "dtype": None, "shape": None}
@@ -158,26 +174,38 @@ class CompiledProgram:
         executable.start(executable.record([storage.address for storage in inputs + outputs]))
         return outputs if self._straight else self.arranged(inputs, outputs)
 
+    @property
+    def types(self) -> list[ArrayType]:
+        """The types of the results."""
+        program = self.executable.program
+        arrays = {"input": program.inputs, "output": program.outputs}
+        return [arrays[place.kind][place.position] for place in program.results]
+
     def arranged(self, inputs: Sequence[Storage], outputs: Sequence[Storage]) -> list[Storage]:
         """The results, of inputs and computed outputs."""
         return [inputs[position] if given else outputs[position] for given, position in self.results]
 
 
 class CompiledGraph(CompiledProgram):
-    """A compiled graph, called with storages."""
+    """A compiled graph, called with storages.
 
-    def __init__(self, graph: Graph, text: str, target: targets.Target):
-        self._graph, self._target = graph, target
-        executable = self._stored(text)
+    `kept` is the graph, which rests from then on; its `key` is `text`, and `stored` what is on disk for that.
+    """
+
+    def __init__(self, kept: KeptGraph, text: str, target: targets.Target, stored: stored_programs.Stored | None):
+        self._kept, self._target = kept, target
+        executable = None if stored is None else self._stored(stored, text)
         if executable is None:
             with compiling():
+                vars(self)["compilation"] = self._way(detached(kept.graph))
+                kept.rest()
                 executable = Executable(self.compilation.program, target)
             stored_programs.store(text, target, executable.program)
         super().__init__(executable)
 
-    def _stored(self, text: str) -> Executable | None:
+    def _stored(self, stored: stored_programs.Stored, text: str) -> Executable | None:
         """The program as it is kept on disk; None, and deleted, if no kernel can be made of what is there."""
-        program = stored_programs.load(self._graph, text, self._target, vector_target(self._target))
+        program = stored_programs.load(stored, text, self._target, vector_target(self._target))
         if program is None:
             return None
         try:
@@ -189,29 +217,46 @@ class CompiledGraph(CompiledProgram):
     @cached_property
     def compilation(self) -> Compilation:
         """The way from the graph to the program, to look at; not gone again where the program was found on disk."""
+        return self._way(self._kept.graph)
+
+    def _way(self, graph: Graph) -> Compilation:
         from kaun.compiler.pipeline import Compilation  # and with it the compiler, where something is compiled
 
-        return Compilation(self._graph, vector_target(self._target))
+        return Compilation(graph, vector_target(self._target))
 
 
-def compiled(graph: Graph, text: str | None = None, target: targets.Target | None = None) -> CompiledGraph:
+def compiled(
+    graph: Graph | KeptGraph, text: str | None = None, target: targets.Target | None = None
+) -> CompiledGraph:
     """The compiled form of `graph`: made once for each structure and machine, whatever the graph's nodes are.
 
-    `text`: the graph's `key`, where the caller has it already. `target`: this machine, or what it can run.
+    A kept graph rests when something new has been made of it. `text`: the graph's `key`, where the caller has it
+    already. `target`: this machine, or what it can run.
     """
     target = targets.host() if target is None else target
-    text = key(graph) if text is None else text
+    kept = graph if isinstance(graph, KeptGraph) else KeptGraph(graph)
+    text = key(kept.graph) if text is None else text
     name = (text, target.key)
     found = _remembered(name)
     if found is not None:
         return found
     forget_dead_nodes()
-    activity.now(f"compiling a graph of {len(graph.nodes):,} nodes")
+    nodes = len(kept.graph.nodes)
+    activity.now(f"compiling a graph of {nodes:,} nodes")
     try:
-        made = CompiledGraph(detached(graph), text, target)
+        stored = stored_programs.lookup(kept.graph, text, target)
+        if stored is not None:
+            # Before anything is made of it: what the nodes took is then there for that.
+            kept.rest()
+            forget_dead_nodes()
+            if nodes > _MANY_NODES and gc.isenabled():
+                # Python has memory from the system by the megabyte, until the last object of a megabyte is gone. Those
+                # that it holds for reuse count too; a full collection ends them.
+                gc.collect()
+        made = CompiledGraph(kept, text, target, stored)
     except Exception:
         if observe.observers:
-            observe.running(graph, None)
+            observe.running(kept.graph, None)
         raise
     with _lock:
         _programs[name] = made

@@ -7,7 +7,8 @@ The checksum of the cache finds damage; the folder is trusted as the machine cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from kaun.compiler.codegen.vector_target import VectorTarget
 from kaun.compiler.ir import Graph, Node
@@ -17,16 +18,26 @@ from kaun.runtime.cache import default_cache, kernel_key
 from kaun.runtime.target import Target
 
 
-def load(graph: Graph, text: str, target: Target, vectors: VectorTarget) -> Program | None:
-    """The program of `graph`, whose `key` is `text`; None if it is not on disk, or not as it was written."""
+class Stored(NamedTuple):
+    """What is on disk for a graph, and what a program of it takes and gives."""
+
+    content: bytes
+    types: str
+
+
+def lookup(graph: Graph, text: str, target: Target) -> Stored | None:
+    """What is on disk for `graph`, whose `key` is `text`; None if there is nothing, or not as it was written."""
     content = default_cache().lookup(_key(text, target))
-    if content is None:
-        return None
+    return None if content is None else Stored(content, _types_text(graph.inputs, graph.outputs))
+
+
+def load(stored: Stored, text: str, target: Target, vectors: VectorTarget) -> Program | None:
+    """The program of what `lookup` found; None, and deleted, if it is none for that graph."""
     try:
-        program = parsed(content.decode(), vectors)
+        program = parsed(stored.content.decode(), vectors)
     except (ValueError, TypeError):
         program = None
-    if program is None or not _fits(program, graph):
+    if program is None or not _fits(program, stored.types):
         discard(text, target)
         return None
     return program
@@ -63,12 +74,12 @@ def _key(text: str, target: Target) -> str:
     return kernel_key("program\n" + text, target)
 
 
-def _fits(program: Program, graph: Graph) -> bool:
+def _fits(program: Program, types: str) -> bool:
     """Whether the program takes and gives what the graph does."""
     arrays = {"input": program.inputs, "output": program.outputs}
-    results = [arrays[place.kind][place.position] for place in program.results]
-    return list(program.inputs) == _types(graph.inputs) and results == _types(graph.outputs)
+    return _types_text(program.inputs, [arrays[place.kind][place.position] for place in program.results]) == types
 
 
-def _types(nodes: tuple[Node, ...]) -> list[Array]:
-    return [Array(node.dtype, node.shape) for node in nodes]
+def _types_text(inputs: Iterable[Node | Array], outputs: Iterable[Node | Array]) -> str:
+    takes, gives = (", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays) for arrays in (inputs, outputs))
+    return f"{takes} -> {gives}"

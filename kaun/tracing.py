@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from kaun import execution, nx, observe, probes, ptree
-from kaun.compiler.ir import Graph, Node, ops, topological
+from kaun.compiler.ir import Graph, KeptGraph, Node, ops, topological
 from kaun.execution import CompiledGraph, Storage
 from kaun.probes import Probe
 
@@ -38,6 +38,7 @@ def trace(function: Callable[..., Any], structure: ptree.Structure, nodes: Itera
     None if it used what has no value outside of another trace.
     """
     inputs = [execution.placeholder(node.shape, node.dtype) for node in nodes]
+    names = structure.paths  # which stay, and are made before all that goes again
     with probes.collecting() as seen:
         result = function(*structure([nx.Tensor(node) for node in inputs]))
     leaves, rebuild = _flatten(result)
@@ -47,7 +48,7 @@ def trace(function: Callable[..., Any], structure: ptree.Structure, nodes: Itera
     if any(node.op is ops.input_ and node.value is None and node not in known for node in order):
         return None
     captured = [node for node in order if execution.has_value(node) and node not in known]
-    names = structure.paths + tuple(f"captured.{i}" for i in range(len(captured)))
+    names += tuple(f"captured.{i}" for i in range(len(captured)))
     graph = Graph((*inputs, *captured), outputs, names)
     return Traced(graph, tuple(node.value for node in captured), rebuild, tuple(seen))
 
@@ -55,13 +56,18 @@ def trace(function: Callable[..., Any], structure: ptree.Structure, nodes: Itera
 class Specialisation(NamedTuple):
     """A function traced for one structure of arguments."""
 
-    graph: Graph
+    kept: KeptGraph
     compiled: CompiledGraph
     # The numbers of tensors that the function used without being given them; they follow the arguments.
     captured: tuple[Storage, ...]
     rebuild: Callable[[list[nx.Tensor]], Any]
     # What the function shows or checks. Their values come before the graph's other results.
     probes: tuple[Probe, ...] = ()
+
+    @property
+    def graph(self) -> Graph:
+        """What is computed. To look at: it is made again from its text."""
+        return self.kept.graph
 
     def results(self, outputs: list[Storage]) -> list[Storage]:
         """What the function returns, of all that its graph does; what it shows is shown."""
@@ -172,11 +178,14 @@ class Function:
 
     def _trace(self, structure: ptree.Structure, nodes: list[Node]) -> Specialisation | None:
         """The new specialisation; None if the function captured what has no value outside of another trace."""
+        kept = KeptGraph()
         found = trace(self.function, structure, nodes)
         if found is None:
             return None
-        graph = found.showing
-        return Specialisation(graph, execution.compiled(graph), found.captured, found.result, found.probes)
+        kept.hold(found.showing)
+        captured, result, probes = found.captured, found.result, found.probes
+        del found  # and with it the nodes, if what is compiled is found on disk
+        return Specialisation(kept, execution.compiled(kept), captured, result, probes)
 
 
 def _flatten(tree: Any) -> tuple[list[Any], ptree.Structure]:

@@ -16,7 +16,7 @@ import numpy as np
 from kaun import layer as layers
 from kaun import nx, optim, probes, ptree, tracing
 from kaun.closure import Captured
-from kaun.compiler.ir import Graph, source
+from kaun.compiler.ir import KeptGraph, source
 from kaun.compiler.ir.dtypes import DType
 from kaun.context import Context
 from kaun.execution import Storage, computed_leaf
@@ -88,14 +88,14 @@ class PreparedStep:
 _OTHERS = {"1": "rng", "2": "rate", "3": "x", "4": "y", "5": "context", "6": "loss"}
 
 
-def _named(graph: Graph, structure: Structure) -> Graph:
+def _named(kept: KeptGraph, structure: Structure) -> KeptGraph:
     """The graph of a step whose inputs are called as in its state, and as the other arguments."""
     row = row_paths(structure)
     others = []
-    for name in graph.input_names[len(row) :]:
+    for name in kept.input_names[len(row) :]:
         part, dot, rest = name.partition(".")
         others.append(_OTHERS.get(part, part) + dot + rest)
-    return Graph(graph.inputs, graph.outputs, (*row, *others))
+    return kept.named((*row, *others))
 
 
 class StepFunction(tracing.Function):
@@ -120,9 +120,9 @@ class StepFunction(tracing.Function):
             special = self._specialise(structure, [leaf._node for leaf in leaves])
             if special is None:
                 return None
-            special = special._replace(graph=_named(special.graph, form.structure))
+            special = special._replace(kept=_named(special.kept, form.structure))
             first = len(special.probes) + 1
-            after = tuple(part for array in special.graph.outputs[first:] for part in (array.dtype, array.shape))
+            after = tuple(part for array in special.compiled.types[first:] for part in (array.dtype, array.shape))
             found = PreparedStep(special, list(special.captured), row_form(form.structure, form.dtype, after))
             if len(self._prepared) >= _MOST_FORMS:
                 self._prepared.clear()

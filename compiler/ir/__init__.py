@@ -14,11 +14,13 @@ from .graph import (
     topological,
     unshared,
 )
+from .kept import KeptGraph
 from .parse import parse_graph
 from .text import key, print_graph
 from .verify import VerificationError, verify
 
 __all__ = [
-    "Graph", "Node", "Op", "VerificationError", "detached", "dtypes", "forget_dead_nodes", "full", "key", "ops",
-    "parse_graph", "print_graph", "rebuild", "rewrite", "source", "substitute", "topological", "unshared", "verify",
+    "Graph", "KeptGraph", "Node", "Op", "VerificationError", "detached", "dtypes", "forget_dead_nodes", "full", "key",
+    "ops", "parse_graph", "print_graph", "rebuild", "rewrite", "source", "substitute", "topological", "unshared",
+    "verify",
 ]  # fmt: skip

@@ -179,9 +179,9 @@ def forget_dead_nodes() -> None:
 
 
 def _sweep() -> None:
-    global _sweep_at
-    for dead in [k for k, reference in _interned.items() if reference() is None]:
-        del _interned[dead]
+    global _interned, _sweep_at
+    # A new table, since one that had many entries stays as big.
+    _interned = {k: reference for k, reference in _interned.items() if reference() is not None}
     _sweep_at = max(_SMALLEST_TABLE, 2 * len(_interned))
 
 

@@ -47,7 +47,7 @@ def _format(graph: Graph, with_sources: bool) -> str:
         operands = [f"%{numbers[child]}" for child in node.inputs]
         operands += [f"{name}={format_value(value)}" for name, value in node.attributes.items()]
         line = f"  %{numbers[node]} = {node.op.name}({', '.join(operands)}) : {format_type(node)}"
-        if with_sources and node.source is not UNKNOWN and node.source.file:
+        if with_sources and node.source != UNKNOWN:
             s = node.source
             line += f"  @ {_quote(s.file)}:{s.line} {_quote(s.path)} {s.phase}"
         lines.append(line)

@@ -56,14 +56,15 @@ def lower_chain(
     Which axes are rows follows from what is reduced. Where nothing is, they are those that spare sums over the rows.
     """
     found: list[Lowered] = []
-    reasons: list[Illegal] = []
+    # In words: an exception holds the frames that it went through, and this one would hold the exception.
+    reasons: list[str] = []
     for swapped in (False, True):
         try:
             found.append(_Chain(members, outputs, products, has_memory, swapped).lower())
         except Illegal as reason:
-            reasons.append(reason)
+            reasons.append(str(reason))
     if not found:
-        raise reasons[0]
+        raise Illegal(reasons[0])
     return min(found, key=lambda lowered: sum(s.over_rows for s in _chain_of(lowered).sums))
 
 

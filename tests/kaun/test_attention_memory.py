@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from kaun.compiler.codegen.kernels import saved_multiply_adds
 from kaun.compiler.ir import dtypes
 from kaun.compiler.schedule.dead_places import live_places
+from kaun.compiler.schedule.expand import Illegal
 from kaun.compiler.schedule.loop_ir import ChainKernel
 from kaun.runtime import target as targets
 from schedule_examples import trace
@@ -243,3 +246,15 @@ def test_a_transformer_layer_with_everything_is_made_of_chains():
     assert len(chains_of(compilation)) >= 2
     largest = max(life.nbytes for life in compilation.lifetimes.values())
     assert largest < 4 * 4 * 30 * 30 * 4
+
+
+def test_kernels_that_were_tried_and_refused_leave_nothing_behind() -> None:
+    """An exception that is kept holds all that was there when it was raised: the state of a step, for one."""
+    gc.collect()
+    gc.disable()
+    try:
+        compilation = trace(with_gradients(ATTENTIONS["causal"]), *arrays(*[(2, 3, 40, 8)] * 4)).compilation
+        assert compilation.kernels
+        assert not [each for each in gc.get_objects() if isinstance(each, Illegal)]
+    finally:
+        gc.enable()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import signal
 import threading
 import time
+import weakref
+from collections import OrderedDict
 
 import numpy as np
 import pytest
+from kaun.runtime import cache as caches
 from kaun.runtime import threads
 
-from kaun import layer, loss, nx, optim, ptree, train
+from kaun import execution, fn, layer, loss, nx, optim, ptree, train
 from kaun.ownership import Row
 
 RANDOM = np.random.default_rng(0)
@@ -54,6 +58,37 @@ def rows(monkeypatch):
 
     monkeypatch.setattr(Row, "run", watched)
     return seen
+
+
+def test_the_first_step_holds_nothing_of_what_it_started_from(monkeypatch, tmp_path):
+    """Not even until a garbage collection: a state is most of the memory there is. Attention has chains of products."""
+
+    def block(params, state, x, /, *, dtype, training, ctx):
+        q, k = (nx.permute_dims(nx.reshape(x @ params[name], (1, 64, 2, 16)), (0, 2, 1, 3)) for name in ("q", "k"))
+        y = nx.permute_dims(fn.dot_product_attention(q, k, k, is_causal=True), (0, 2, 1, 3))
+        return nx.reshape(y, (64, 32)) @ params["out"], state
+
+    monkeypatch.setattr(caches, "_default", [caches.KernelCache(tmp_path)])
+    names = ("q", "k", "out")
+    x, y = np.ones((64, 32), np.float32), np.zeros(64, np.int64)
+    model = layer.Layer(lambda *, dtype: None, block)
+    for found_on_disk in (False, True):
+        monkeypatch.setattr(execution, "_programs", OrderedDict())
+        trainer = train.make(model=model, optimizer=optim.adamw(lr=0.1), memory_budget=1 << 20)
+        params = ptree.Dict({name: nx.asarray(RANDOM.normal(size=(32, 32)).astype(np.float32)) for name in names})
+        states = [train.make_state(trainer, layer.Vars(params, (), nx.float32))]
+        given = [weakref.ref(storage) for storage in states[0]._as_row()[0]]
+        del params
+        gc.collect()
+        gc.disable()
+        try:
+            after = train.fit(trainer, states.pop(), [(x, y)], loss=loss.cross_entropy_sparse)
+        finally:
+            gc.enable()
+        kept = list(map(id, after._as_row()[0]))
+        assert all(storage is None or id(storage) in kept for storage in (reference() for reference in given))
+        (special,) = next(iter(trainer._compiled.values()))._specialisations.values()
+        assert ("compilation" in vars(special.compiled)) != found_on_disk
 
 
 def moved(rows):

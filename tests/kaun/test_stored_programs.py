@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kaun.compiler.ir import Graph, key
+from kaun.compiler.ir import Graph, KeptGraph, key
 from kaun.compiler.program_text import print_program
 from kaun.runtime import cache as caches
 from kaun.runtime import target as targets
@@ -28,7 +28,8 @@ def graph_of(function):
 
 
 def compile_graph(graph):
-    return execution.CompiledGraph(graph, key(graph), targets.host())
+    text, target = key(graph), targets.host()
+    return execution.CompiledGraph(KeptGraph(graph), text, target, stored_programs.lookup(graph, text, target))
 
 
 def looked_at(compiled):
