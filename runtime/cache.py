@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from kaun.runtime import activity
+from kaun.runtime import activity, loading
 from kaun.runtime.entry_folder import EntryFolder, KaunCacheWarning
 from kaun.runtime.target import Target, usable_cores
 
@@ -270,7 +270,7 @@ def _compile(key: str, request: KernelRequest, text: str, target: Target, cache:
     from kaun.runtime import engine  # where LLVM is loaded, which takes longer than many a program
 
     code = engine.compile_module(text, target, request.level)
-    address = engine.load(code, [request.name])[request.name]
+    address = loading.load(code, [request.name])[request.name]
     cache.store(key, request.name.encode() + b"\0" + code)
     cache._deliver(key, address)
     return address
@@ -278,14 +278,12 @@ def _compile(key: str, request: KernelRequest, text: str, target: Target, cache:
 
 def _load_stored(key: str, cache: KernelCache) -> int | None:
     """The address of a kernel from disk; None, with the entry deleted, when it does not link."""
-    from kaun.runtime import engine
-
     payload = cache.lookup(key)
     if payload is None:
         return None
     name, _, code = payload.partition(b"\0")
     try:
-        return engine.load(code, [name.decode()])[name.decode()]
+        return loading.load(code, [name.decode()])[name.decode()]
     except ValueError:
         cache.discard(key)
         return None
