@@ -111,7 +111,7 @@ def main(path: Path, reduce: bool = False) -> None:
 
         failure = failure_of(bisected.fault.reproducer)
         assert failure is not None
-        small = shrink(bisected.fault.reproducer, failure[1], 300)
+        small = shrink(bisected.fault.reproducer, failure.fails, 300)
         found["ops"] = [node.op.name for node in small.graph.nodes if node.op.name not in ("input", "constant")]
         found["elements"] = sum(node.size for node in small.graph.inputs)
     print(json.dumps(found))

@@ -14,6 +14,8 @@ from kaun.compiler.ir import source
 
 # What a shell reports for arguments that make no sense, as argparse does for wrong options.
 _REFUSED = 2
+# And for a program ended by Ctrl-C.
+INTERRUPTED = 130
 
 # Between the tools and what they run.
 _TOOLS = os.path.dirname(os.path.abspath(__file__)) + os.sep

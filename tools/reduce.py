@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kaun.compiler.ir import print_graph
 from kaun.tools.arguments import count, parser_of
-from kaun.tools.failures import refuse
+from kaun.tools.failures import INTERRUPTED, refuse
 from kaun.tools.files import writing, wrote
 from kaun.tools.status import shown
 
@@ -19,8 +20,22 @@ from kaun.debug.reproducer import Reproducer
 from kaun.debug.shrinking import Fails, shrink
 
 
-def failure_of(kept: Reproducer) -> tuple[str, Fails] | None:
-    """What is wrong with it, in words, and a test for whether a variant has the same; None if nothing is."""
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """What is wrong, in words, whether a variant has the same, and the part of the graph that is known to show it."""
+
+    text: str
+    fails: Fails
+    part: Reproducer
+
+    def smallest_known(self, whole: Reproducer) -> Reproducer:
+        """The part if it fails by itself, else the whole."""
+        fewer = len(self.part.graph.nodes) < len(whole.graph.nodes)
+        return self.part if fewer and self.fails(self.part) else whole
+
+
+def failure_of(kept: Reproducer) -> Failure | None:
+    """What is wrong with it; None if nothing is."""
     fault = examine_graph(kept.graph, kept.inputs, gradients=True)
     if fault is not None:
         wanted = (fault.stage, fault.culprit)
@@ -29,7 +44,7 @@ def failure_of(kept: Reproducer) -> tuple[str, Fails] | None:
             found = examine_graph(variant.graph, variant.inputs, gradients=wanted[0] == "gradient")
             return found is not None and (found.stage, found.culprit) == wanted
 
-        return str(fault), same
+        return Failure(str(fault), same, fault.reproducer)
     broken = find_not_finite(kept.graph, kept.inputs)
     if broken is None:
         return None
@@ -38,7 +53,7 @@ def failure_of(kept: Reproducer) -> tuple[str, Fails] | None:
         found = find_not_finite(variant.graph, variant.inputs)
         return found is not None and (found.what, found.node.op, found.name) == (broken.what, broken.node.op, "")
 
-    return str(broken), as_broken
+    return Failure(str(broken), as_broken, broken.reproducer)
 
 
 def main(arguments: Sequence[str], prog: str = "kaun reduce") -> int:
@@ -61,12 +76,19 @@ def main(arguments: Sequence[str], prog: str = "kaun reduce") -> int:
         if failure is None:
             print(f"{given.file} does not fail here: compiled code and interpreter agree.", file=sys.stderr)
             return 1
-        print(failure[0], file=sys.stderr)
-        small = shrink(kept, failure[1], given.tries)
+        print(failure.text, file=sys.stderr)
+        found = [failure.smallest_known(kept)]
+        try:
+            shrink(found[0], failure.fails, given.tries, found.append)
+            status = 0
+        except KeyboardInterrupt:
+            print("\nInterrupted; this is the smallest so far.", file=sys.stderr)
+            status = INTERRUPTED
+    small = found[-1]
     path: str | Path = given.output or f"{given.file.removesuffix('.npz')}.small.npz"
     with writing(path):
         path = small.save(path)
     print(print_graph(small.graph), end="")
     print(f"{len(kept.graph.nodes)} nodes became {len(small.graph.nodes)}.", file=sys.stderr)
     wrote(path, f"`kaun run {path}` runs it")
-    return 0
+    return status

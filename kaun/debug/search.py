@@ -35,6 +35,11 @@ from kaun.runtime import activity
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# What a compilation makes on the way to the program: the stage, and who is to blame if it raises an error.
+_MADE = (
+    ("fused", "fuse", "fused"), ("fused", "bundle", "kernels"), ("program", "memory plan", "places"),
+    ("program", "program", "program"),
+)  # fmt: skip
 # A kernel's nodes are compiled one by one to name the op, up to so many.
 _MOST_NODES = 64
 
@@ -49,10 +54,12 @@ def find_fault(graph: Graph, arrays: Sequence[Array]) -> Fault | None:
     if fault is not None:
         return fault
     compilation = native.host_compilation(graph)
-    try:
-        program = compilation.program
-    except Exception as error:
-        return _broken("fused", "fuse", error, whole)
+    for stage, culprit, attribute in _MADE:
+        try:
+            getattr(compilation, attribute)
+        except Exception as error:
+            return _broken(stage, culprit, error, whole)
+    program = compilation.program
     illegal = _broken_rule(program)
     # In a program that reads what was not written, kernels are still right or wrong by themselves.
     fault = _in_kernels(compilation, arguments)
@@ -233,7 +240,7 @@ def _blamed(
 def _first_node(part: Graph, given: tuple[Array, ...]) -> tuple[Node, Difference | None] | None:
     """The first node of a kernel that is wrong when it is compiled as the kernel's only output."""
     nodes = part.nodes[len(part.inputs) :]
-    for node in [n for n in nodes if n.op.kind != "leaf" and n.size][:_MOST_NODES]:
+    for node in [n for n in nodes if n.inputs and n.size][:_MOST_NODES]:
         graph, _ = _inputs_named(_ending_in(part, node), given)
         expected = expect(graph, given)
         try:

@@ -1,12 +1,13 @@
 """Makes a failing graph smaller as long as it fails: fewer outputs, nodes and inputs, shorter axes, simpler numbers.
 
 Delta debugging (Zeller and Hildebrandt, 2002) on graphs: a node may become an input with the value it had, which takes
-everything before it away, or give way to one of its own inputs. What is tried first takes most away.
+everything before it away, or give way to one of its own inputs. What is tried first takes most away: great parts of the
+graph's beginning and end, as long as that goes, and then node by node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ from kaun.runtime import activity
 Fails = Callable[[Reproducer], bool]
 
 
-def shrink(failure: Reproducer, fails: Fails, most_tries: int = 600) -> Reproducer:
+def shrink(
+    failure: Reproducer, fails: Fails, most_tries: int = 600, found: Callable[[Reproducer], None] | None = None
+) -> Reproducer:
     """The smallest variant found for which `fails` still holds, after at most so many tries.
+
+    found: told of each smaller one, for whoever may have to stop before the end.
 
     ValueError if `fails` does not hold for what is given.
     """
@@ -30,7 +35,8 @@ def shrink(failure: Reproducer, fails: Fails, most_tries: int = 600) -> Reproduc
     improved = True
     while improved and tries < most_tries:
         improved = False
-        for variants in (_fewer_outputs, _cut, _bypassed, _fewer_inputs, _shorter, _simpler_numbers):
+        for variants in (_ended_sooner, _begun_later, _fewer_outputs, _cut, _bypassed, _fewer_inputs, _shorter,
+                         _simpler_numbers):  # fmt: skip
             smaller = True
             while smaller and tries < most_tries:
                 smaller = False
@@ -39,6 +45,8 @@ def shrink(failure: Reproducer, fails: Fails, most_tries: int = 600) -> Reproduc
                     activity.now(f"shrinking: {len(failure.graph.nodes)} nodes left, variant {tries} of {most_tries}")
                     if _holds(fails, candidate):
                         failure, smaller, improved = candidate, True, True
+                        if found is not None:
+                            found(failure)
                         break
                     if tries >= most_tries:
                         break
@@ -48,8 +56,51 @@ def shrink(failure: Reproducer, fails: Fails, most_tries: int = 600) -> Reproduc
 def _holds(fails: Fails, candidate: Reproducer) -> bool:
     try:
         return fails(candidate)
-    except (ValueError, TypeError, ArithmeticError, AssertionError):
-        return False  # something that cannot be run is no smaller failure
+    except Exception:  # something that cannot be run is no smaller failure, whatever a broken compiler raises
+        return False
+
+
+# Where to cut a graph, as shares of its nodes.
+_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16)
+# Of so many nodes every one is tried.
+_FEW = 12
+
+
+def _ended_sooner(failure: Reproducer) -> Iterator[Reproducer]:
+    """The beginning of the graph: its outputs are what the rest would have read."""
+    graph = failure.graph
+    inner = graph.nodes[len(graph.inputs) :]
+    for number in _places(len(inner), _SHARES):
+        read = {child for node in inner[number:] for child in node.inputs} | set(graph.outputs)
+        ends = tuple(node for node in inner[:number] if node in read and node.inputs)
+        if ends:
+            yield _used(Reproducer(Graph(graph.inputs, ends), failure.inputs))
+
+
+def _begun_later(failure: Reproducer) -> Iterator[Reproducer]:
+    """The end of the graph: what it reads of the rest are inputs, with the values that the interpreter gave them."""
+    graph = failure.graph
+    values: dict[Node, Array] = {}
+    evaluate(graph, failure.inputs, observe=values.__setitem__)
+    inner = graph.nodes[len(graph.inputs) :]
+    for number in reversed(_places(len(inner), _SHARES)):
+        read = {child for node in inner[number:] for child in node.inputs}
+        starts = [node for node in inner[:number] if node in read and node.inputs]
+        if starts and not any(node in graph.outputs for node in inner[:number]):
+            yield _with_inputs(failure, starts, values)
+
+
+def _places(count: int, shares: Sequence[float]) -> list[int]:
+    """Where to cut so many nodes in two: at the shares, or anywhere if they are few."""
+    return list(range(1, count)) if count <= _FEW else sorted({int(count * share) for share in shares} - {0})
+
+
+def _with_inputs(failure: Reproducer, nodes: Sequence[Node], values: dict[Node, Array]) -> Reproducer:
+    """The nodes as inputs with these values."""
+    graph = failure.graph
+    cuts = {n: ops.input_(identity=("cut", n.serial), dtype=n.dtype, shape=n.shape) for n in nodes}
+    changed = _substituted(graph, cuts, (*graph.inputs, *cuts.values()))
+    return _used(Reproducer(changed, (*failure.inputs, *(np.array(values[node]) for node in nodes))))
 
 
 def _fewer_outputs(failure: Reproducer) -> Iterator[Reproducer]:
@@ -71,9 +122,7 @@ def _cut(failure: Reproducer) -> Iterator[Reproducer]:
     evaluate(graph, failure.inputs, observe=values.__setitem__)
     inner = [node for node in graph.nodes[len(graph.inputs) :] if node.inputs and node not in graph.outputs]
     for node in reversed(inner):
-        cut = ops.input_(identity=("cut", node.serial), dtype=node.dtype, shape=node.shape)
-        changed = _substituted(graph, {node: cut}, (*graph.inputs, cut))
-        yield _used(Reproducer(changed, (*failure.inputs, np.array(values[node]))))
+        yield _with_inputs(failure, [node], values)
 
 
 def _bypassed(failure: Reproducer) -> Iterator[Reproducer]:

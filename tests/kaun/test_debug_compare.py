@@ -14,7 +14,7 @@ from graph_strategies import graph_from_seed
 from kaun.compiler import passes
 from kaun.compiler.codegen.arithmetic import Arithmetic
 from kaun.compiler.ir import Op, dtypes, ops
-from kaun.tools import command
+from kaun.tools import command, reduce
 from promises import cnn, examples, mlp, started, trainer_of
 from schedule_examples import MODELS
 
@@ -24,6 +24,7 @@ from kaun.debug import native, reproducer
 from kaun.debug.gradient_rules import find_wrong_gradient
 from kaun.debug.rounding import expect
 from kaun.debug.search import find_fault
+from kaun.debug.shrinking import shrink
 from kaun.ownership import Row
 
 
@@ -231,6 +232,63 @@ def test_a_failure_is_saved_replayed_bisected_and_made_smaller(
     # With an interpreter that is right there is nothing to find.
     assert command.main(["check", str(path)]) == 0
     assert command.main(["reduce", str(path)]) == 1
+
+
+def test_a_failure_among_hundreds_of_nodes_is_reduced_to_a_few_in_few_tries() -> None:
+    x = value = ops.input_(identity="x", dtype=dtypes.float32, shape=(4, 6))
+    for layer in range(60):
+        value = ops.tanh(value) if layer == 35 else ops.sin(value) + value * 1.1 + x
+    graph = native.Graph((x,), (ops.reduce_sum(value, axes=(0, 1)), ops.exp(value)))
+    failure = reproducer.Reproducer(graph, (np.ones((4, 6), np.float32),))
+    seen: list[int] = []
+    small = shrink(
+        failure, lambda r: any(node.op is ops.tanh for node in r.graph.nodes), 150,
+        lambda r: seen.append(len(r.graph.nodes)),
+    )  # fmt: skip
+    assert len(graph.nodes) > 230
+    assert [node.op.name for node in small.graph.nodes] == ["input", "tanh"]
+    assert seen[-1] == 2 and seen == sorted(seen, reverse=True)
+
+
+def test_an_interrupted_reduction_leaves_the_smallest_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = nx.asarray(np.linspace(-1, 1, 40, dtype=np.float32))
+    with meaning(ops.floor, lambda x: np.ceil(x)):
+        found = kn.debug.compare(kn.jit(lambda x: nx.floor(x * 3) * 2), x)
+        found.save(tmp_path / "failure.npz")
+        whole = reproducer.load(tmp_path / "failure.npz")
+        begun = iter(range(100))
+        wanted = reduce.shrink
+
+        def interrupted(failure: Any, fails: Any, tries: int, found: Any) -> Any:
+            def limited(variant: Any) -> Any:
+                if next(begun) > 3:
+                    raise KeyboardInterrupt
+                return fails(variant)
+
+            return wanted(failure, limited, tries, found)
+
+        monkeypatch.setattr(reduce, "shrink", interrupted)
+        assert command.main(["reduce", str(tmp_path / "failure.npz")]) == 130
+        small = reproducer.load(tmp_path / "failure.small.npz")
+        assert len(small.graph.nodes) < len(whole.graph.nodes)
+        assert find_fault(small.graph, small.inputs) is not None
+    assert "Interrupted; this is the smallest so far." in capsys.readouterr().err
+
+
+def test_whatever_of_the_compiler_raises_an_error_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise KeyError("a bug in the plan")
+
+    x = nx.asarray([1.0, 2.0, 3.0])
+    for name, culprit in (("plan_arena", "program program"), ("shared_places", "program memory plan")):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"kaun.compiler.pipeline.{name}", broken)
+            found = kn.debug.compare(kn.jit(lambda x: nx.exp(x) * 7), x)
+        assert found.fault is not None
+        assert f"{found.fault.stage} {found.fault.culprit}" == culprit
+        assert "it raised KeyError: 'a bug in the plan'" in str(found.fault)
 
 
 def test_check_and_bisect_run_what_is_named_on_random_or_given_numbers(
