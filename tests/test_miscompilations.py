@@ -66,6 +66,7 @@ def test_without_the_mistake_the_same_program_is_right(patch: Patch) -> None:
 def test_every_part_of_the_compiler_has_mistakes_and_there_are_at_least_twenty() -> None:
     stages = [patch.finds.split()[0] for patch in PATCHES]
     assert len(PATCHES) >= 20
-    assert {stage: stages.count(stage) >= 3 for stage in set(stages)} == dict.fromkeys(
-        ("gradient", "simplified", "scheduled", "llvm", "program"), True
-    )
+    compiler = ("gradient", "simplified", "scheduled", "llvm", "program")
+    assert all(stages.count(stage) >= 3 for stage in compiler)
+    # What ran may be another program than the one that was compiled.
+    assert set(stages) == {*compiler, "run"}
