@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kaun.compiler.autodiff.vjp import RULES, gradients
-from kaun.compiler.ir import Graph, Node, dtypes, ops, rebuild, source, topological
+from kaun.compiler.ir import Graph, Node, dtypes, full, ops, rebuild, source, topological
 from kaun.compiler.ir.interpreter import evaluate
 from kaun.debug.faults import Fault
 from kaun.debug.reproducer import Reproducer
@@ -27,8 +27,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _STEP = 1e-6
 _TRIES = 3
-# A cast is the identity in float64, and what stops gradients differs from its derivative on purpose.
-_NOT_COMPARED = (ops.cast, ops.stop_gradient)
 # Beyond this a number stands for infinity, as in masks.
 _HUGE = 1e15
 # How far the two may differ, as a share of the sum of what they add up: of one op, and of a graph of many.
@@ -47,7 +45,7 @@ def find_wrong_gradient(forward: Graph, arrays: Sequence[Array]) -> Fault | None
     checked: set[Any] = set()
     for number, node in enumerate(forward.nodes[len(forward.inputs) :], 1):
         name = (node.op, tuple(map(repr, node.attributes.items())), tuple((c.dtype, c.shape) for c in node.inputs))
-        if name in checked or node.op.name not in RULES or not node.dtype.is_float or node.op in _NOT_COMPARED:
+        if name in checked or node.op.name not in RULES or not node.dtype.is_float:
             continue
         checked.add(name)
         activity.now(
@@ -74,7 +72,19 @@ def _wrong_rule(node: Node, given: Sequence[Array]) -> Difference | None:
         _placeholder(i, dtypes.float64 if child.dtype.is_float else child.dtype, child.shape)
         for i, child in enumerate(node.inputs)
     )
-    return _compare(Graph(inputs, (node.op(*inputs, **node.attributes),)), given, varied, _OF_AN_OP)
+    if node.op is ops.stop_gradient:
+        return _passed_on(node.op(*inputs), inputs)
+    # A cast is the identity in float64.
+    attributes = {**node.attributes, "dtype": dtypes.float64} if node.op is ops.cast else node.attributes
+    return _compare(Graph(inputs, (node.op(*inputs, **attributes),)), given, varied, _OF_AN_OP)
+
+
+def _passed_on(node: Node, inputs: tuple[Node, ...]) -> Difference | None:
+    """What stops gradients differs from its derivative on purpose: it gives nothing, whatever it is given."""
+    (made,) = gradients((node,), (full(1.0, dtypes.float64, node.shape),), inputs)
+    (found,) = evaluate(Graph(inputs, (made,)), [np.ones(node.shape)])
+    total = float(np.sum(found))
+    return Difference(node.size, node.size, (), total, 0.0, 0.0) if total else None
 
 
 def _single(node: Node, given: Sequence[Array]) -> tuple[Graph, tuple[Array, ...]]:

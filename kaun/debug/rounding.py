@@ -80,6 +80,11 @@ class Expected:
                 return None
         return result
 
+    def explains(self, position: int, other: Expected) -> bool:
+        """Whether what another graph gives for a narrow float may be what rounding makes of this one's."""
+        dtype = self._graph.outputs[position].dtype
+        return dtype.compute is not dtype and self.difference(position, other.values[position]) is None
+
     def _shaken(self, count: int) -> list[tuple[Array, ...]]:
         for number in range(len(self._samples), count):
             self._samples.append(_run_shaken(self._graph, self._arguments, self._exact, number))

@@ -234,6 +234,12 @@ def test_a_failure_is_saved_replayed_bisected_and_made_smaller(
     assert command.main(["reduce", str(path)]) == 1
 
 
+@pytest.mark.parametrize("seed", [3967, 4189, 5444])
+def test_narrow_floats_may_be_rounded_at_the_nodes_that_passes_leave(seed: int) -> None:
+    example = graph_from_seed(seed)  # a convolution whose phases are added up, each rounded
+    assert find_fault(example.graph, example.arguments) is None
+
+
 def test_a_failure_among_hundreds_of_nodes_is_reduced_to_a_few_in_few_tries() -> None:
     x = value = ops.input_(identity="x", dtype=dtypes.float32, shape=(4, 6))
     for layer in range(60):
