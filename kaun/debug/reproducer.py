@@ -124,7 +124,7 @@ class _Archive:
             raise self.error(f"`{name}` takes {self.sizes[name]:,} bytes, expected at most {most:,}")
         try:
             return np.asarray(self._file[name])
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise self.error(f"`{name}` cannot be read: {error}") from error
 
     def typed(self, name: str, node: Node) -> Array:
