@@ -79,7 +79,7 @@ def _results(file: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
 def _parsed(file: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
     try:
         return parse(text)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
 
 

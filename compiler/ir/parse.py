@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,8 @@ _NUMBER = re.compile(r"%([0-9]{1,9})")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 _EXTENTS = re.compile(r"\[([0-9, ]*)\]")
 _LINE_NUMBER = re.compile(r"[0-9]{1,9}")
+_NUMBERS = re.compile(r"[-+0-9.e(), ]*")
+_NAMED = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan, "True": True, "False": False, "None": None}
 _PHASES = ("forward", "backward", "update")
 # Of a line in an error; what may lie on either side of the place that is wrong.
 _SHOWN = 60
@@ -236,13 +239,15 @@ def _value(line: _Line, attribute: str) -> Any:
     if text in dtypes.BY_NAME and attribute == "dtype":
         return dtypes.BY_NAME[text]
     value: Any
-    if text in ("inf", "-inf", "nan"):
-        value = float(text)
+    if text in _NAMED:
+        value = _NAMED[text]
     else:
         try:
-            value = ast.literal_eval(text)
+            value = ast.literal_eval(text) if _NUMBERS.fullmatch(text) else None
         except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
-            raise line.error(f"{_short(text)} is no value of an attribute", start) from None
+            value = None
+        if value is None:
+            raise line.error(f"{_short(text)} is no value of an attribute", start)
     if attribute == "value":
         fits = isinstance(value, (bool, int, float))
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # The longest text of a graph that is read, and how much longer than its numbers a member may be for its header.
 _LONGEST_TEXT = 64 << 20
 _HEADER = 4096
+
+
+# What is raised for a damaged member: as it may say, encrypted, or compressed in ways that nobody knows, or huge.
+_UNREADABLE = (ValueError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +111,7 @@ class _Archive:
             with zipfile.ZipFile(self.path) as listing:
                 self.sizes = {i.filename.removesuffix(".npy"): i.file_size for i in listing.infolist()}
             self._file = np.load(self.path, allow_pickle=False)
-        except (zipfile.BadZipFile, ValueError) as error:
+        except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # NotImplementedError among them
             raise self.error("it is no .npz file, as `numpy.savez` writes them") from error
 
     def __enter__(self) -> _Archive:
@@ -124,7 +129,7 @@ class _Archive:
             raise self.error(f"`{name}` takes {self.sizes[name]:,} bytes, expected at most {most:,}")
         try:
             return np.asarray(self._file[name])
-        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise self.error(f"`{name}` cannot be read: {error}") from error
 
     def typed(self, name: str, node: Node) -> Array:
