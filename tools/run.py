@@ -62,7 +62,7 @@ def _results(file: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
     text = "" if file.endswith(".npz") or (":" in file) else subject.read_text(file)
     kind = subject.kind_of(text)
     if kind == "program":
-        return _of_program(_parsed(file, native.program_of, text), inputs, compiled)
+        return _of_program(_parsed(file, _native_program if compiled else native.program_of, text), inputs, compiled)
     if kind == "kernel":
         return _of_kernel(_parsed(file, parse_kernel, text), inputs, compiled)
     found = subject.Subject(subject.graph_of_text(text, file)) if file == "-" else subject.find(file)
@@ -74,6 +74,12 @@ def _results(file: str, inputs: str | None, compiled: bool) -> dict[str, Array]:
         arrays = ()
     run = native.run_program(native.host_compilation(graph).program, arrays) if compiled else evaluate(graph, arrays)
     return {f"output_{number}": array for number, array in enumerate(run)}
+
+
+def _native_program(text: str) -> Program:
+    program = native.program_of(text)
+    native.check_launches(program)
+    return program
 
 
 def _parsed(file: str, parse: Callable[[str], Parsed], text: str) -> Parsed:

@@ -16,6 +16,7 @@ from kaun.compiler.ir import Graph
 from kaun.compiler.pipeline import Compilation
 from kaun.compiler.program import Program
 from kaun.compiler.program_text import parse_program
+from kaun.compiler.program_verify import verify_program
 from kaun.compiler.schedule.loop_ir import Kernel
 from kaun.compiler.schedule.parse import parse_kernel
 from kaun.compiler.schedule.text import print_kernel, stores_of
@@ -119,6 +120,29 @@ def run_program(program: Program, arrays: Sequence[Array], *, in_place: bool = F
         kind = types[place.position]
         results.append(group[place.position].array(kind.dtype.numpy, kind.shape).copy())
     return results
+
+
+def check_launches(program: Program) -> None:
+    """ValueError unless the program keeps the rules, and runs its kernels in the chunks that they have on this machine.
+
+    The scratch memory has to be enough for them too: otherwise they would write where nothing is.
+    """
+    verify_program(program)
+    vectors = execution.vector_target(targets.host())
+    launches = [launch(parse_kernel(module.text), vectors) for module in program.kernels]
+    for call in program.calls:
+        how = launches[call.kernel]
+        if call.chunks != how.chunks:
+            raise ValueError(
+                f"native.check_launches: kernel {call.kernel} is run in {call.chunks} chunks, on this machine it has "
+                f"{how.chunks}; `kaun opt --pass schedule` makes this machine's program of a graph"
+            )
+    most = max((launches[call.kernel].scratch_bytes for call in program.calls), default=0)
+    if program.scratch_bytes < most:
+        raise ValueError(
+            f"native.check_launches: the program has {program.scratch_bytes} bytes of scratch memory, its kernels need "
+            f"{most} on this machine"
+        )
 
 
 def program_of(text: str) -> Program:

@@ -292,6 +292,40 @@ def test_run_computes_a_program_and_a_kernel(
     assert shown == "buffer_2 float32[6]\n[ 0.  2.  4.  6.  8. 10.]\n"
 
 
+PRODUCTS = """\
+graph(%0: float32[64, 64], %1: float32[64, 64]) {
+  %2 = dot_general(%0, %1, lhs_batch=(), rhs_batch=(), lhs_contract=(1,), rhs_contract=(0,)) : float32[64, 64]
+  %3 = tanh(%2) : float32[64, 64]
+  %4 = dot_general(%3, %1, lhs_batch=(), rhs_batch=(), lhs_contract=(1,), rhs_contract=(0,)) : float32[64, 64]
+  %5 = reduce_max(%4, axes=(1,)) : float32[64]
+  return %5
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("graph", "old", "new", "reason"),
+    [
+        (PRODUCTS, r"scratch \d+", "scratch 8", "the program has 8 bytes of scratch memory, its kernels need"),
+        (GRAPH, r"kernel 0 in 1 ", "kernel 0 in 9 ", "kernel 0 is run in 9 chunks, on this machine it has 1"),
+        (PRODUCTS, r"input 1, arena 16384", "input 1, arena 64", "kernel 1 writes"),
+        (PRODUCTS, r"arena 0\)", "arena 4096000)", "expected places that hold"),
+    ],
+)
+def test_programs_that_would_write_elsewhere_are_not_run(
+    graph: str, old: str, new: str, reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "products.ir").write_text(graph)
+    text = output(capsys, "ir", "products.ir", "--stage", "scheduled")
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    (folder / "changed.ir").write_text(changed)
+    shape = parse_graph(graph).inputs[0].shape
+    np.savez(folder / "inputs.npz", input_0=np.ones(shape, np.float32), input_1=np.ones(shape, np.float32))
+    shown = refusal(capsys, "run", "changed.ir", "--inputs", "inputs.npz")
+    assert shown.startswith("kaun run: changed.ir: ") and reason in shown
+
+
 def test_run_replays_a_reproducer_bit_for_bit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph = parse_graph(GRAPH.replace("float32", "bfloat16"))
     arrays = tuple(array.astype(dtypes.bfloat16.numpy) for array in (X, X + 0.3))
