@@ -19,7 +19,7 @@ STAGES = {
     "llvm": "the emission of LLVM IR from loops",
     "assembly": "LLVM's own optimisation",
     "program": "the program around the kernels",
-    "run": "what was run in place of that",
+    "run": "the program that ran is not the one that is compiled now",
 }
 
 

@@ -82,8 +82,8 @@ def find_wrong_results(graph: Graph, arrays: Sequence[Array], results: Sequence[
             difference = None if rewritten.explains(position, expected) else difference
         if difference is not None or not same_type:
             reason = (
-                "compiled anew the same graph is right, so the program that ran, from a cache, a file or with numbers "
-                "as inputs, is another one, or was given other memory"
+                "compiled anew the graph is right: what ran came from a cache or a file, took numbers as inputs, or "
+                "was given other memory"
             )
             if not same_type:
                 reason = f"result {position} is {result.dtype}{list(result.shape)}; {reason}"
