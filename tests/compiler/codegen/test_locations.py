@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -92,8 +93,11 @@ def texts(compilation: Compilation) -> dict[str, ScheduledKernel]:
     return {print_kernel(scheduled.kernel): scheduled for scheduled in compilation.kernels}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("example", EXAMPLES)
+# The small ones for every target, the models for one.
+CASES = [*((example, TARGETS[0]) for example in EXAMPLES), *itertools.product(SMALL, TARGETS[1:])]
+
+
+@pytest.mark.parametrize("example, target", CASES)
 def test_llvm_ir_is_the_same_but_for_the_locations(example, target):
     compilation = compiled(example, target)
     for text, scheduled in texts(compilation).items():
@@ -102,9 +106,7 @@ def test_llvm_ir_is_the_same_but_for_the_locations(example, target):
         assert len(located.lines) == len(located.text.split("\n"))
 
 
-@pytest.mark.parametrize(
-    "example, target", [*((e, TARGETS[0]) for e in EXAMPLES), *((e, t) for e in SMALL for t in TARGETS[1:])]
-)
+@pytest.mark.parametrize("example, target", CASES)
 def test_machine_code_is_the_same_but_for_the_locations(example, target):
     compilation, machine = compiled(example, target), targets.named(target)
     for text, scheduled in texts(compilation).items():
