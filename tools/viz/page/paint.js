@@ -85,8 +85,9 @@ class Painter {
   // Plain lines in one stroke, those between two selected boxes over them.
   paintEdges(edges) {
     const { picked } = this.state;
-    const strong = edges.filter((edge) => picked.has(edge.from) && picked.has(edge.to));
-    const plain = strong.length ? edges.filter((edge) => !strong.includes(edge)) : edges;
+    const isStrong = (edge) => picked.has(edge.from) && picked.has(edge.to);
+    const strong = picked.size ? edges.filter(isStrong) : [];
+    const plain = picked.size ? edges.filter((edge) => !isStrong(edge)) : edges;
     const thin = plain.filter((edge) => !edge.isBundle);
     const alpha = picked.size ? 0.5 : 0.95;
     this.stroke(thin, this.colour.edge, 1, alpha);
