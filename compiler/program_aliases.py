@@ -20,14 +20,14 @@ def find_aliases(program: Program, kernels: Sequence[Kernel]) -> tuple[tuple[int
 
     Of several inputs that an output could take, the first: states come in the order in which they are given back.
     """
-    uses, may_overwrite = _uses(program), _overwriting(kernels.__getitem__)
+    rule = _Rule(program, kernels.__getitem__)
     found: list[tuple[int, int]] = []
     taken: set[int] = set()
     for output in range(len(program.outputs)):
-        for use in uses.get(Place("output", output), ())[:1]:
-            given = dict.fromkeys(place.position for place in use.call.places if place.kind == "input")
-            for number in sorted(given.keys() - taken):
-                if _may_alias(program, uses, number, output, may_overwrite):
+        for use in rule.uses.get(Place("output", output), ())[:1]:
+            given = {place.position for place in use.call.places if place.kind == "input"}
+            for number in sorted(given):
+                if number not in taken and rule.may_alias(number, output):
                     found.append((number, output))
                     taken.add(number)
                     break
@@ -36,13 +36,14 @@ def find_aliases(program: Program, kernels: Sequence[Kernel]) -> tuple[tuple[int
 
 def illegal_alias(program: Program, kernel: Callable[[int], Kernel]) -> tuple[int, int] | None:
     """The first of the program's aliases that is none; None if all are."""
-    uses, may_overwrite = _uses(program), _overwriting(kernel)
-    for number, pair in enumerate(program.aliases):
-        others = program.aliases[:number]
-        if any(pair[0] == given or pair[1] == output for given, output in others):
-            return pair
-        if not _may_alias(program, uses, *pair, may_overwrite):
-            return pair
+    rule = _Rule(program, kernel)
+    inputs: set[int] = set()
+    outputs: set[int] = set()
+    for given, output in program.aliases:
+        if given in inputs or output in outputs or not rule.may_alias(given, output):
+            return given, output
+        inputs.add(given)
+        outputs.add(output)
     return None
 
 
@@ -61,39 +62,37 @@ class _Use:
         return self.chain == other.chain and self.position < other.position
 
 
-def _uses(program: Program) -> dict[Place, list[_Use]]:
-    uses: dict[Place, list[_Use]] = {}
-    for launch, bundle in enumerate(program.bundles):
-        for number, chain in enumerate(bundle):
-            for position, call in enumerate(chain.calls):
-                for place in dict.fromkeys(call.places):
-                    uses.setdefault(place, []).append(_Use(call, launch, number, position))
-    return uses
+class _Rule:
+    """What decides for each pair of a program. Kernels are looked at once, however many layers call them."""
 
+    def __init__(self, program: Program, kernel: Callable[[int], Kernel]) -> None:
+        self.program = program
+        self.results = frozenset(program.results)
+        self.uses: dict[Place, list[_Use]] = {}
+        for launch, bundle in enumerate(program.bundles):
+            for number, chain in enumerate(bundle):
+                for position, call in enumerate(chain.calls):
+                    for place in dict.fromkeys(call.places):
+                        self.uses.setdefault(place, []).append(_Use(call, launch, number, position))
 
-def _overwriting(kernel: Callable[[int], Kernel]) -> Callable[[int, int, int], bool]:
-    """Whether a kernel may write one of its buffers over another, by numbers: found out once for equal layers."""
+        @functools.cache
+        def may_overwrite(number: int, read: int, written: int) -> bool:
+            writing = kernel(number)
+            return aliasing.may_overwrite(writing, writing.buffers[read], writing.buffers[written])
 
-    @functools.cache
-    def may_overwrite(number: int, read: int, written: int) -> bool:
-        writing = kernel(number)
-        return aliasing.may_overwrite(writing, writing.buffers[read], writing.buffers[written])
+        self._may_overwrite = may_overwrite
 
-    return may_overwrite
-
-
-def _may_alias(
-    program: Program, uses: dict[Place, list[_Use]], given: int, output: int,
-    may_overwrite: Callable[[int, int, int], bool],
-) -> bool:  # fmt: skip
-    read, written = Place("input", given), Place("output", output)
-    types = program.inputs[given], program.outputs[output]
-    if types[0] != types[1] or read in program.results or not types[0].nbytes:
-        return False
-    writer = next(iter(uses.get(written, ())), None)
-    if writer is None or any(not use.precedes(writer) for use in uses.get(read, ()) if use.call is not writer.call):
-        return False
-    places = writer.call.places
-    if places.count(read) != 1 or places.count(written) != 1:
-        return False
-    return may_overwrite(writer.call.kernel, places.index(read), places.index(written))
+    def may_alias(self, given: int, output: int) -> bool:
+        """Whether this output may be written over this input."""
+        read, written = Place("input", given), Place("output", output)
+        types = self.program.inputs[given], self.program.outputs[output]
+        if types[0] != types[1] or read in self.results or not types[0].nbytes:
+            return False
+        writer = next(iter(self.uses.get(written, ())), None)
+        readers = self.uses.get(read, ())
+        if writer is None or any(not use.precedes(writer) for use in readers if use.call is not writer.call):
+            return False
+        places = writer.call.places
+        if places.count(read) != 1 or places.count(written) != 1:
+            return False
+        return self._may_overwrite(writer.call.kernel, places.index(read), places.index(written))
