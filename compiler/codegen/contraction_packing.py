@@ -164,70 +164,91 @@ def pack_memory_b(
         panel = offset(builder, destination, scalar, (builder.mul(j, k_count, flags=("nsw",)), 1))
         columns = smaller(builder, builder.sub(n_count, j), blocking.nr)
         from_panel = offset(builder, first, scalar, (j, strides[1]))
-        if strides[1] == 1:
-            _copy_rows(builder, contraction, blocking, from_panel, panel, k_count, columns)
-        elif strides[0] == 1 and 1 < blocking.lanes <= _LARGEST_SQUARE:
-            _transpose_panel(builder, contraction, blocking, from_panel, panel, k_count, columns)
+        _PanelOfMemory(builder, contraction, blocking, from_panel, panel, k_count, columns).pack()
+
+
+@dataclass(frozen=True)
+class _PanelOfMemory:
+    """A panel of B, [k_count][nr], to be packed from memory: `source` is the first of its elements there."""
+
+    builder: ir.IRBuilder
+    contraction: Contraction
+    blocking: Blocking
+    source: ir.Value
+    panel: ir.Value
+    k_count: ir.Value
+    columns: ir.Value
+
+    @property
+    def scalar(self) -> ir.Type:
+        return element_type(self.contraction.element)
+
+    @property
+    def size(self) -> int:
+        return _bytes(self.contraction)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.contraction.b.strides or (0, 0)
+
+    def pack(self) -> None:
+        """In the way that suits how the elements lie."""
+        if self.strides[1] == 1:
+            self._copy_rows()
+        elif self.strides[0] == 1 and 1 < self.blocking.lanes <= _LARGEST_SQUARE:
+            self._transpose()
         else:
-            _gather_panel(builder, contraction, blocking, from_panel, panel, k_count, columns)
+            self._gather()
 
+    def _at(self, base: ir.Value, *terms: tuple[ir.Value | int, int]) -> ir.Value:
+        return offset(self.builder, base, self.scalar, *terms)
 
-def _copy_rows(
-    builder: ir.IRBuilder,
-    contraction: Contraction,
-    blocking: Blocking,
-    source: ir.Value,
-    panel: ir.Value,
-    k_count: ir.Value,
-    columns: ir.Value,
-) -> None:
-    """A panel from rows with n contiguous: whole vectors, and a masked one at the right edge of B."""
-    scalar, size, lanes = element_type(contraction.element), _bytes(contraction), blocking.lanes
-    stride = (contraction.b.strides or (0, 0))[0]
+    def _copy_rows(self) -> None:
+        """From rows with n contiguous: whole vectors, and a masked one at the right edge of B."""
+        builder, lanes, size = self.builder, self.blocking.lanes, self.size
 
-    def copy(valid_columns: int) -> None:
-        with counted_loop(builder, 0, k_count, name="pack.k") as p:
-            from_row = offset(builder, source, scalar, (p, stride))
-            to_row = offset(builder, panel, scalar, (p, blocking.nr))
-            for at in range(0, valid_columns, lanes):
-                valid = min(lanes, valid_columns - at)
-                value = load_vector(builder, offset(builder, from_row, scalar, (at, 1)), scalar, lanes, valid, size)
-                builder.store(value, offset(builder, to_row, scalar, (at, 1)), align=size * lanes)
+        def copy(valid_columns: int) -> None:
+            with counted_loop(builder, 0, self.k_count, name="pack.k") as p:
+                from_row = self._at(self.source, (p, self.strides[0]))
+                to_row = self._at(self.panel, (p, self.blocking.nr))
+                for at in range(0, valid_columns, lanes):
+                    valid = min(lanes, valid_columns - at)
+                    value = load_vector(builder, self._at(from_row, (at, 1)), self.scalar, lanes, valid, size)
+                    builder.store(value, self._at(to_row, (at, 1)), align=size * lanes)
 
-    _for_each_size(builder, contraction.n, blocking.nr, columns, copy)
+        _for_each_size(builder, self.contraction.n, self.blocking.nr, self.columns, copy)
 
+    def _transpose(self) -> None:
+        """From columns with k contiguous: squares of lanes x lanes, transposed in registers."""
+        builder, lanes, nr, size = self.builder, self.blocking.lanes, self.blocking.nr, self.size
+        vector = ir.VectorType(self.scalar, lanes)
+        last = builder.sub(self.columns, index(1))
+        with counted_loop(builder, 0, self.columns, lanes, name="pack.square") as at:
+            # Past the right edge the last column is read again; what it becomes there is never used.
+            starts = [
+                self._at(self.source, (smaller(builder, builder.add(at, index(lane)), last), self.strides[1]))
+                for lane in range(lanes)
+            ]
+            to_columns = self._at(self.panel, (at, 1))
+            whole = builder.and_(self.k_count, index(-lanes))
+            with counted_loop(builder, 0, whole, lanes, name="pack.k") as p:
+                square = [builder.load(self._at(start, (p, 1)), typ=vector, align=size) for start in starts]
+                for row, value in enumerate(transpose_square(builder, square)):
+                    builder.store(value, self._at(to_columns, (p, nr), (row * nr, 1)), align=size * lanes)
+            with counted_loop(builder, whole, self.k_count, name="pack.rest") as p:
+                for lane, start in enumerate(starts):
+                    value = builder.load(self._at(start, (p, 1)), typ=self.scalar)
+                    builder.store(value, self._at(to_columns, (p, nr), (lane, 1)))
 
-def _transpose_panel(
-    builder: ir.IRBuilder,
-    contraction: Contraction,
-    blocking: Blocking,
-    source: ir.Value,
-    panel: ir.Value,
-    k_count: ir.Value,
-    columns: ir.Value,
-) -> None:
-    """A panel from columns with k contiguous: squares of lanes x lanes, transposed in registers."""
-    scalar, size, lanes = element_type(contraction.element), _bytes(contraction), blocking.lanes
-    stride = (contraction.b.strides or (0, 0))[1]
-    vector = ir.VectorType(scalar, lanes)
-    last = builder.sub(columns, index(1))
-    with counted_loop(builder, 0, columns, lanes, name="pack.square") as at:
-        # Past the right edge the last column is read again; what it becomes there is never used.
-        starts = [
-            offset(builder, source, scalar, (smaller(builder, builder.add(at, index(lane)), last), stride))
-            for lane in range(lanes)
-        ]
-        to_columns = offset(builder, panel, scalar, (at, 1))
-        whole = builder.and_(k_count, index(-lanes))
-        with counted_loop(builder, 0, whole, lanes, name="pack.k") as p:
-            square = [builder.load(offset(builder, start, scalar, (p, 1)), typ=vector, align=size) for start in starts]
-            for row, value in enumerate(transpose_square(builder, square)):
-                pointer = offset(builder, to_columns, scalar, (p, blocking.nr), (row * blocking.nr, 1))
-                builder.store(value, pointer, align=size * lanes)
-        with counted_loop(builder, whole, k_count, name="pack.rest") as p:
-            for lane, start in enumerate(starts):
-                value = builder.load(offset(builder, start, scalar, (p, 1)), typ=scalar)
-                builder.store(value, offset(builder, to_columns, scalar, (p, blocking.nr), (lane, 1)))
+    def _gather(self) -> None:
+        """From memory with no useful order: one element at a time, zeros up to a whole vector."""
+        builder, nr, (k_stride, n_stride) = self.builder, self.blocking.nr, self.strides
+        with counted_loop(builder, 0, self.k_count, name="pack.k") as p:
+            from_row = self._at(self.source, (p, k_stride))
+            to_row = self._at(self.panel, (p, nr))
+            _copy_strided(builder, self.scalar, from_row, n_stride, to_row, 1, self.columns)
+            with counted_loop(builder, self.columns, nr, name="pack.zero") as at:
+                builder.store(ir.Constant(self.scalar, 0), self._at(to_row, (at, 1)))
 
 
 def transpose_square(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
@@ -286,23 +307,3 @@ def _exchange(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, distance: int, up
 
 def _shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, mask: list[int]) -> ir.Value:
     return builder.shuffle_vector(a, b, lane_order(mask))
-
-
-def _gather_panel(
-    builder: ir.IRBuilder,
-    contraction: Contraction,
-    blocking: Blocking,
-    source: ir.Value,
-    panel: ir.Value,
-    k_count: ir.Value,
-    columns: ir.Value,
-) -> None:
-    """A panel from memory with no useful order: one element at a time, zeros up to a whole vector."""
-    scalar = element_type(contraction.element)
-    k_stride, n_stride = contraction.b.strides or (0, 0)
-    with counted_loop(builder, 0, k_count, name="pack.k") as p:
-        from_row = offset(builder, source, scalar, (p, k_stride))
-        to_row = offset(builder, panel, scalar, (p, blocking.nr))
-        _copy_strided(builder, scalar, from_row, n_stride, to_row, 1, columns)
-        with counted_loop(builder, columns, blocking.nr, name="pack.zero") as at:
-            builder.store(ir.Constant(scalar, 0), offset(builder, to_row, scalar, (at, 1)))
