@@ -30,7 +30,7 @@ from kaun.compiler.ir import (
 from kaun.compiler.ir.computed import cached_property
 from kaun.runtime import activity
 from kaun.runtime import target as targets
-from kaun.runtime.buffers import Buffer, size_class, take
+from kaun.runtime.buffers import MAPPED_BYTES, Buffer, size_class, take
 from kaun.runtime.compiling import compiling
 from kaun.runtime.program import Executable
 
@@ -128,6 +128,15 @@ class Storage(Buffer):
         shown = array.view()
         shown.flags.writeable = False
         storage._array = shown
+        return storage
+
+    @classmethod
+    def copy_of(cls, array: Array) -> Storage:
+        """A copy in C order; a big one in memory of ours, which a loop that owns the numbers may write over."""
+        if array.nbytes < MAPPED_BYTES:
+            return cls.of(np.array(array, order="C", copy=True))
+        storage = cls(Result.of(dtypes.of(array.dtype), array.shape, array.nbytes))
+        np.copyto(storage.view(array.dtype, array.shape), array)
         return storage
 
     @property

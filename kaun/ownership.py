@@ -20,6 +20,7 @@ from sys import getrefcount
 from typing import Generic, Protocol, TypeVar
 
 from kaun.execution import CompiledProgram, Storage
+from kaun.runtime.buffers import MAPPED_BYTES
 from kaun.runtime.program import DONE
 
 # What `getrefcount` tells of an object that only one list refers to, counted as below.
@@ -68,6 +69,8 @@ class Row(Generic[Form]):
         # In this order, so that an interrupt anywhere in between finds the same storages.
         self._before, self._after, self._record = now, now, None
         row = now[0]
+        if len(set(map(id, row))) < len(row):
+            _unshare(row, compiled)
         outputs = _outputs(row, compiled)
         results = compiled.arranged(row + others, outputs)
         first = len(results) - len(row)
@@ -77,6 +80,25 @@ class Row(Generic[Form]):
         self._after = results[first:], form
         executable.start(record)
         return results[:first]
+
+
+def _unshare(row: list[Storage], compiled: CompiledProgram) -> None:
+    """Give each place of the row that a program may write over a storage of its own, where the row alone has it.
+
+    Moments start from zeros, which are one storage for all of a shape: the first step would read it, and write as many
+    new ones as there are beside it.
+    """
+    counts = list(map(getrefcount, row))
+    replaced = {donor for donor in compiled.donors if donor is not None}
+    places: dict[int, list[int]] = {}
+    for number, storage in enumerate(row):
+        places.setdefault(id(storage), []).append(number)
+    for numbers in places.values():
+        shared = row[numbers[0]]
+        alone = counts[numbers[0]] == _ALONE + len(numbers) - 1 and shared.is_ours
+        if len(numbers) > 1 and alone and shared.nbytes >= MAPPED_BYTES and replaced.issuperset(numbers):
+            for number in numbers[1:]:
+                row[number] = Storage.copy_of(shared.array)
 
 
 def _outputs(row: list[Storage], compiled: CompiledProgram) -> list[Storage]:

@@ -58,7 +58,7 @@ def _from_array(function: str, array: Array, dtype: DType | None, copy: bool | N
     if copy is False and not array.flags.c_contiguous:
         raise invalid_value(function, "the array is not contiguous in row-major order, so it cannot be shared")
     if copy or (copy is None and not _is_frozen(array)):
-        array = np.array(array, order="C", copy=True)
+        return execution.computed_leaf(execution.Storage.copy_of(array))
     return execution.leaf(np.asarray(array, order="C"))
 
 

@@ -91,6 +91,50 @@ def test_the_first_step_holds_nothing_of_what_it_started_from(monkeypatch, tmp_p
         assert ("compilation" in vars(special.compiled)) != found_on_disk
 
 
+def test_parameters_that_were_copied_from_arrays_are_written_over_from_the_first_step_on(rows):
+    """A copy is the loop's as soon as nobody else has it: no step then holds two states."""
+    arrays = [RANDOM.normal(size=shape).astype(np.float32) for shape in ((600, 500), (500,), (500, 600))]
+    names = ("up", "bias", "down")
+
+    def apply(params, state, x, /, *, dtype, training, ctx):
+        return nx.tanh(x @ params["up"] + params["bias"]) @ params["down"], state
+
+    trainer = train.make(model=layer.Layer(lambda *, dtype: None, apply), optimizer=optim.sgd(lr=0.1))
+    x, y = RANDOM.normal(size=(4, 600)).astype(np.float32), np.arange(4)
+    for held in (False, True):
+        params = ptree.Dict({name: nx.asarray(array) for name, array in zip(names, arrays, strict=True)})
+        states = [train.make_state(trainer, layer.Vars(params, (), nx.float32))]
+        shown = states[0].vars.params["up"].numpy() if held else None
+        del params, rows[:]
+        train.fit(trainer, states.pop(), [(x, y)] * 2, loss=loss.cross_entropy_sparse)
+        stay = [before == after for before, after in zip(*rows, strict=True)]
+        big = [number for number, array in enumerate(arrays) if array.nbytes >= 1 << 20]
+        assert [stay[number] for number in big] == [not held, True]
+        if held:
+            assert np.array_equal(shown, arrays[0])
+
+
+def test_moments_that_start_from_one_array_of_zeros_are_written_in_place_from_the_first_step_on(rows):
+    trainer = train.make(model=layer.linear(in_features=600, out_features=500), optimizer=optim.adamw(lr=0.1))
+    x, y = RANDOM.normal(size=(4, 600)).astype(np.float32), np.arange(4)
+    results = []
+    for held in (False, True):
+        with nx.rng.run(seed=3):
+            states = [train.init(trainer)]
+        zeros = [leaf for leaf in ptree.leaves(states[0].opt_state) if leaf.shape == (600, 500)]
+        assert len(zeros) == 2
+        shown = zeros[0].numpy() if held else None
+        del zeros, rows[:]
+        results.append(values(train.fit(trainer, states.pop(), [(x, y)] * 2, loss=loss.cross_entropy_sparse)))
+        big = [number for number, leaf in enumerate(results[-1]) if leaf.shape == (600, 500)]
+        before, after = ([row[number] for number in big] for row in rows)
+        assert len(set(after)) == 3
+        # The program's own copies come after what is noted of the first step: the one that is not a copy stays.
+        assert bool(set(before[1:]) & set(after[1:])) is not held
+        assert shown is None or not shown.any()
+    assert equal(*results)
+
+
 def moved(rows):
     """How many leaves of the state each step found elsewhere than the step before it."""
     return [sum(a != b for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(rows)]
