@@ -14,11 +14,11 @@ import numpy as np
 
 from kaun import nx, observe
 from kaun.compiled import AheadOfTime
-from kaun.compiler.ir import Graph, key
+from kaun.compiler.ir import Graph, Node, key
 from kaun.debug.faults import Fault
 from kaun.debug.gradient_rules import find_wrong_gradient
 from kaun.debug.native import host_compilation
-from kaun.debug.not_finite import AllFinite, NotFinite, find_not_finite
+from kaun.debug.not_finite import AllFinite, NotFinite, find_not_finite, infinite_result
 from kaun.debug.reproducer import Array
 from kaun.debug.search import find_fault, find_wrong_results
 from kaun.execution import Storage
@@ -115,16 +115,19 @@ def first_not_finite(
 ) -> NotFinite | AllFinite:
     """The first op that made NaN or infinity in what the function runs."""
     found: NotFinite | None = None
+    meant: Node | None = None
     programs = 0
 
     def look(graph: Graph, arrays: tuple[Array, ...]) -> None:
-        nonlocal found, programs
+        nonlocal found, meant, programs
         programs += 1
         if found is None:
             found = find_not_finite(graph, arrays)
+        if found is None and meant is None:
+            meant = infinite_result(graph, arrays)
 
     watch("nan", function, args, kwargs, look)
-    return AllFinite(programs) if found is None else found
+    return AllFinite(programs, meant) if found is None else found
 
 
 def watch(

@@ -74,12 +74,13 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class AllFinite:
-    """What looking for NaN and infinity gives where there is none. False as a condition.
+    """What looking for NaN and infinity gives where nothing made any. False as a condition.
 
-    programs: how many were looked at.
+    programs: how many were looked at; meant: a result that is infinite because the program has infinity written in it.
     """
 
     programs: int
+    meant: Node | None = None
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -87,6 +88,11 @@ class AllFinite:
     def __str__(self) -> str:
         if not self.programs:
             return "no program ran, so nothing was looked at"
+        if self.meant is not None:
+            return (
+                f"nothing made NaN or infinity, but infinity that is written in the program, as in a mask, reaches the "
+                f"result {describe(self.meant)}"
+            )
         return f"nothing is NaN or infinite: {self.programs} program{'s' if self.programs != 1 else ''} looked at"
 
     def __repr__(self) -> str:
@@ -124,6 +130,13 @@ def find_not_finite(graph: Graph, arrays: Sequence[Array]) -> NotFinite | None:
     became = min(followed, key=lambda each: each.serial) if followed else None
     kept = Reproducer(Graph(graph.inputs, (node,), graph.input_names), tuple(map(np.asarray, arrays)))
     return NotFinite(what, node, name, int(np.count_nonzero(where)), index, ranges, kept, became)
+
+
+def infinite_result(graph: Graph, arrays: Sequence[Array]) -> Node | None:
+    """The first output that is not finite; None if all are."""
+    results = evaluate(graph, arrays)
+    floats = (pair for pair in zip(graph.outputs, results, strict=True) if pair[0].dtype.is_float)
+    return next((node for node, value in floats if not _finite(value).all()), None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,3 +170,13 @@ def test_only_elements_that_the_outputs_are_made_of_are_blamed(function: Any, in
     found = kn.debug.nan(function, x)
     assert (found.what, found.node.op.name, found.index, found.count) == ("NaN", "log", index, count)
     assert found.node.size == 9 and not kn.debug.nan(lambda x: function(nx.abs(x)), x)
+
+
+def test_a_result_that_is_infinite_because_the_program_says_so_is_told_and_blamed_on_nobody() -> None:
+    scores, kept = nx.asarray([[1.0, 2.0, 3.0]]), nx.asarray([[True, False, True]])
+    found = kn.debug.nan(
+        lambda x: kn.loss.cross_entropy_sparse(nx.where(kept, x, -np.inf), nx.asarray([1])), scores
+    )
+    assert not found
+    assert str(found).startswith("nothing made NaN or infinity, but infinity that is written in the program")
+    assert "float32[] at test_debug_not_finite.py" in str(found)
