@@ -75,8 +75,7 @@ class EntryFolder:
             return None
         path = self._folder / (key + SUFFIX)
         try:
-            with path.open("rb") as file:
-                content = file.read()
+            content = _read(path)
         except OSError:
             # Not there, mostly. An entry that cannot be read is compiled again; storing it may then warn.
             return None
@@ -233,6 +232,22 @@ def _checksum(key: str, payload: bytes) -> bytes:
 
 def _pack(key: str, payload: bytes) -> bytes:
     return HEADER.pack(MAGIC, FORMAT, 0, len(payload), _checksum(key, payload)) + payload
+
+
+def _read(path: Path) -> bytes:
+    """What is in an entry's file, nothing unless it is as long as it says. Raises OSError if it cannot be read.
+
+    Opened without waiting: what is in the place of an entry may be a pipe, at which a reader waits for a writer.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size or status.st_size != HEADER.size + HEADER.unpack(header)[3]:
+            return b""
+        return header + file.read()
 
 
 def _unpack(key: str, content: bytes) -> bytes | None:

@@ -395,6 +395,28 @@ def test_a_forked_child_is_not_stuck_in_what_a_parents_thread_was_doing(folder: 
     assert code == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_in_the_place_of_an_entry_is_replaced_and_not_waited_for(folder: Path) -> None:
+    KernelCache(folder).store("0" * 64, b"data")
+    (entry,) = entries(folder)
+    entry.unlink()
+    os.mkfifo(entry)
+    found: list[bytes | None] = []
+    reader = threading.Thread(target=lambda: found.append(KernelCache(folder).lookup("0" * 64)), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert found == [None] and not entry.exists()
+    KernelCache(folder).store("0" * 64, b"data")
+    assert KernelCache(folder).lookup("0" * 64) == b"data"
+
+
+def test_an_entry_longer_than_it_says_is_deleted_without_being_read(folder: Path) -> None:
+    KernelCache(folder).store("0" * 64, b"data")
+    (entry,) = entries(folder)
+    os.truncate(entry, 1 << 40)  # sparse: more than there is memory for
+    assert KernelCache(folder).lookup("0" * 64) is None and not entry.exists()
+
+
 def test_environment_chooses_folder_size_and_nothing(folder: Path, monkeypatch) -> None:
     monkeypatch.setenv("KAUN_CACHE_DIR", str(folder))
     monkeypatch.setenv("KAUN_CACHE_SIZE", "3M")
