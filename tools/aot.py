@@ -42,7 +42,9 @@ def main(arguments: Sequence[str], prog: str = "kaun aot") -> int:
         epilog=_BUILD, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     build.add_argument("function", metavar="MODULE:FUNCTION", help="what to export, or a saved file; see below")
-    build.add_argument("--out", required=True, metavar="DIR", help="the folder; files of the same names are replaced")
+    build.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="the folder; files of the same names are replaced"
+    )
     build.add_argument("--target", default=None, metavar="T", help="the machine, as `kaun aot targets` lists them")
     build.add_argument("--name", help="of the files and in the symbols (default: step, or the function's name)")
     build.add_argument("--initial", choices=["embedded", "file"], help="where the numbers to start from are kept")

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], prog: str = "kaun plot") -> int:
         ["kaun plot log --out training.png"],
     )
     parser.add_argument("folder", metavar="DIR", help="the folder of the log")
-    parser.add_argument("--out", metavar="PNG", help="the file to write (default: DIR/training.png)")
+    parser.add_argument("-o", "--out", metavar="PNG", help="the file to write (default: DIR/training.png)")
     given = parser.parse_args(arguments)
     path = Path(given.out) if given.out else Path(given.folder) / "training.png"
     try:

@@ -196,6 +196,10 @@ def test_a_click_on_a_layer_leads_to_its_kernels_their_code_and_back(browser, mo
     assert "kernel" in browser.inner_text("#selection b")
 
 
+def test_a_box_says_which_layer_it_is_where_one_line_makes_just_one(browser):
+    assert browser.evaluate("Object.fromEntries(viewer.model.kinds)") == {"3": "linear"}
+
+
 def test_lines_of_code_and_of_source_select_what_they_are_of(browser):
     browser.click("#layers [data-path='0'] .label")
     first = browser.evaluate("viewer.selection.first")

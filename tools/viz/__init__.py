@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], prog: str = "kaun viz") -> int:
     )
     parser.add_argument("target", metavar="TARGET", help=subject.HELP)
     parser.add_argument("--part", metavar="NAME", help="which function of a compiled training step (default: the step)")
-    parser.add_argument("--out", metavar="FILE", help="default: the target's name with the format's ending")
+    parser.add_argument("-o", "--out", metavar="FILE", help="default: the target's name with the format's ending")
     parser.add_argument(
         "--format", choices=("html", *FORMATS), default="html", help="a page (default), or a graph for other programs"
     )

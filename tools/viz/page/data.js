@@ -187,10 +187,11 @@ class Model {
       }
     }
     this.layers = layerTree(last.nodes, firstSeen(this.stages[0].nodes));
+    this.kinds = new Map();
     this.describe(this.layers);
   }
 
-  // What made each layer: the line of the source that most of its forward pass comes from.
+  // What made each layer: the line of the source that most of its forward pass comes from, and its kind if the line names one.
   describe(layer) {
     layer.children.forEach((child) => this.describe(child));
     if (layer.children.size || !layer.path) return;
@@ -204,6 +205,8 @@ class Model {
     if (!most) return;
     const [file, line] = most.split("\n");
     layer.made = (this.sources.find((source) => source.file === file)?.lines[line - 1] || "").trim();
+    const kinds = layer.made.match(/\blayer\.\w+(?=\()/g) || [];
+    if (kinds.length === 1) this.kinds.set(layer.path, kinds[0].slice("layer.".length));
   }
 
   formatCost(cost) {

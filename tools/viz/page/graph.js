@@ -43,7 +43,7 @@ class GraphView {
     this.groupOf = new Map();
     const group = (id, name, path, parent) => {
       if (!this.groups.has(id)) {
-        this.groups.set(id, { id, name, path, parent, phase: id.split("/")[0], children: [], nodes: [], own: [] });
+        this.groups.set(id, { id, name, path, kind: this.model.kinds.get(path) || "", parent, phase: id.split("/")[0], children: [], nodes: [], own: [] });
         if (parent !== null) this.groups.get(parent).children.push(id);
       }
       return id;
@@ -184,7 +184,7 @@ class GraphView {
 
   closed(id) {
     const group = this.groups.get(id);
-    return { id: `g${id}`, width: this.width(Math.max(110, this.measure(group.name, 13) + 60)), height: LAYER_HEIGHT };
+    return { id: `g${id}`, width: this.width(Math.max(110, this.measure(group.name, 13) + this.measure(group.kind, 12) + 60)), height: LAYER_HEIGHT };
   }
 
   // Layers are laid out alike if their boxes are equal, which the number of a layer in a name should not change.

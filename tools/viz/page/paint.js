@@ -153,8 +153,12 @@ class Painter {
     if (12 * this.zoom < LEAST_TEXT) return;
     c.fillStyle = this.colour.ink;
     c.font = `${box.group ? "600 13px" : "12px"} ${FONT}`;
-    c.fillText(box.group ? `+ ${box.group.name}` : titleOf(box.node), box.x + 10, box.y + 15);
+    const title = box.group ? `+ ${box.group.name}` : titleOf(box.node);
+    c.fillText(title, box.x + 10, box.y + 15);
+    const kindAt = box.x + 15 + c.measureText(title).width;
     c.fillStyle = this.colour.faint;
+    c.font = `12px ${FONT}`;
+    if (box.group) c.fillText(box.group.kind, kindAt, box.y + 15);
     c.font = `10px ${FONT}`;
     const below = box.group ? `${box.group.nodes.length} nodes  ${this.model.formatCost(box.group.weight)}` : box.node.type;
     c.fillText(below, box.x + 10, box.y + (box.group ? 32 : 28));
