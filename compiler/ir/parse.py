@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -30,6 +31,9 @@ _NAMED = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan, "True": True, "Fa
 _PHASES = ("forward", "backward", "update")
 # Of a line in an error; what may lie on either side of the place that is wrong.
 _SHOWN = 60
+# Inputs of texts are told apart by the text and their place in it: nodes of two texts that are equal otherwise come
+# from lines of their own.
+_texts = itertools.count()
 # Longest text of one attribute, and most digits of an extent.
 _LONGEST_VALUE, _MOST_DIGITS = 1 << 20, 20
 
@@ -93,6 +97,7 @@ class _Reader:
     """What has been read of a graph."""
 
     def __init__(self) -> None:
+        self.number = next(_texts)
         self.nodes: dict[str, Node] = {}
         self.inputs: list[Node] = []
         self.names: list[str] = []
@@ -107,7 +112,7 @@ class _Reader:
             line.expect(": ")
             start = line.at
             dtype, shape = _type(line)
-            identity = ("parsed", len(self.inputs))
+            identity = ("parsed", self.number, len(self.inputs))
             make = partial(ops.input_, identity=identity, dtype=dtype, shape=shape)
             self.inputs.append(_made(line, start, make))
             self.nodes[number] = self.inputs[-1]

@@ -163,3 +163,10 @@ def test_the_verifier_rejects_a_node_that_depends_on_itself() -> None:
     first.inputs = (second, x)
     with pytest.raises(VerificationError, match="comes before its inputs"):
         verify(Graph((x,), (second,)))
+
+
+def test_equal_nodes_of_two_texts_keep_the_lines_that_each_text_gives_them():
+    text = 'graph(%0: float32[3]) {\n  %1 = exp(%0) : float32[3]  @ "first.py":1 "" forward\n  return %1\n}\n'
+    first = parse_graph(text)
+    second = parse_graph(text.replace("first.py", "second.py"))
+    assert [graph.outputs[0].source.file for graph in (first, second)] == ["first.py", "second.py"]
