@@ -19,6 +19,9 @@ INTERRUPTED = 130
 
 # Between the tools and what they run.
 _TOOLS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+# Where compiling begins: what takes a graph from stage to stage, and what runs the passes.
+_COMPILER = os.path.dirname(os.path.dirname(os.path.abspath(source.__file__)))
+_COMPILERS = (os.path.join(_COMPILER, "pipeline.py"), os.path.join(_COMPILER, "passes", "__init__.py"))
 _IMPORTS = (importlib.__file__, "<frozen importlib")
 
 
@@ -36,11 +39,19 @@ def code_of(name: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """The error as Python prints it, with the frames of the user's code alone, and where its layer was made."""
+    """The error as Python prints it, with the frames of the user's code alone, and where its layer was made.
+
+    What was raised while a graph was compiled is no mistake of the user's: from there on all frames are shown.
+    """
     whole = traceback.TracebackException.from_exception(error)
-    users = [frame for frame in whole.stack if not _is_machinery(frame.filename)]
-    frames = traceback.StackSummary.from_list(users).format()
+    inside = next((number for number, frame in enumerate(whole.stack) if _compiles(frame.filename)), len(whole.stack))
+    shown = [frame for frame in whole.stack[:inside] if not _is_machinery(frame.filename)] + whole.stack[inside:]
+    frames = traceback.StackSummary.from_list(shown).format()
     return "".join([*frames, *whole.format_exception_only()]).rstrip("\n")
+
+
+def _compiles(file: str) -> bool:
+    return os.path.normpath(file) in _COMPILERS
 
 
 def _is_machinery(file: str) -> bool:

@@ -12,7 +12,7 @@ from kaun.compiler.pipeline import Compilation
 from kaun.runtime import target as targets
 from kaun.tools import subject
 from kaun.tools.arguments import parser_of
-from kaun.tools.failures import refuse
+from kaun.tools.failures import refuse, told
 
 from kaun import execution
 
@@ -51,7 +51,7 @@ def apply(graph: Graph, wanted: Sequence[str], target: VectorTarget) -> str:
 
 
 def main(arguments: Sequence[str], prog: str = "kaun opt") -> int:
-    """Print the graph after the passes. The exit status is 1 if a pass does not apply."""
+    """Print the graph after the passes. The exit status is 1 if a pass fails or does not apply."""
     parser = parser_of(
         prog,
         "Run passes on the text of a graph and print the result.",
@@ -77,7 +77,12 @@ def main(arguments: Sequence[str], prog: str = "kaun opt") -> int:
         refuse(prog, error)
     try:
         print(apply(graph, wanted, execution.vector_target(targets.host())), end="")
-    except (ValueError, NotImplementedError, AssertionError) as error:
+    except Exception as error:
+        if getattr(error, "__notes__", ()):  # a pass raised it, which is to be mended where it was raised
+            print(f"{prog}: a pass failed:\n{told(error)}", file=sys.stderr)
+            return 1
+        if not isinstance(error, (ValueError, NotImplementedError, AssertionError)):
+            raise
         print(f"{prog}: {error}", file=sys.stderr)
         if wanted and wanted[-1] in LATER and "lower_convolutions" not in wanted:
             print(f"Kernels are made of what the passes leave: try --pass standard,{wanted[-1]}", file=sys.stderr)

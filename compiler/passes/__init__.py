@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..ir import Graph
+from ..ir import Graph, Node, VerificationError
 from .canonicalise import canonicalise
 from .eliminate_dead_code import eliminate_dead_code
 from .fold_constants import fold_constants
@@ -60,18 +60,56 @@ STANDARD: tuple[str, ...] = (
 )
 
 
+class ChangedResult(VerificationError):
+    """A pass gave a graph whose results are of other types, or not as many, or that has other inputs.
+
+    position: which result it is, or None where it is not about one.
+    """
+
+    def __init__(self, message: str, position: int | None = None):
+        super().__init__(message)
+        self.position = position
+
+
 def run(graph: Graph, names: Iterable[str] = STANDARD) -> Graph:
-    """`graph` after the named passes, in order. ValueError for a name that is not in PASSES."""
+    """`graph` after the named passes, in order. ValueError for a name that is not in PASSES.
+
+    ChangedResult for a pass that changes what is computed from what; an error that a pass raises notes which it was.
+    """
     for name in names:
         if name not in PASSES:
             raise ValueError(f"passes.run: unknown pass {name!r}; expected one of {', '.join(PASSES)}")
-        graph = PASSES[name](graph)
+        try:
+            after = PASSES[name](graph)
+        except Exception as error:
+            error.add_note(f"while running pass {name}")
+            raise
+        _refuse_other_types(name, graph, after)
+        graph = after
     return graph
 
 
+def _refuse_other_types(name: str, before: Graph, after: Graph) -> None:
+    """ChangedResult unless inputs and outputs have the types they had: callers hand over memory of those sizes."""
+    for what, old, new in (("input", before.inputs, after.inputs), ("result", before.outputs, after.outputs)):
+        if len(old) != len(new):
+            raise ChangedResult(f"{name} changed the number of {what}s from {len(old)} to {len(new)}")
+        for position, (one, other) in enumerate(zip(old, new, strict=True)):
+            if (one.dtype, one.shape) != (other.dtype, other.shape):
+                which = f"the {what}" if len(old) == 1 else f"{what} {position}"
+                raise ChangedResult(
+                    f"{name} changed {which} from {_type_text(one)} to {_type_text(other)}",
+                    position if what == "result" else None,
+                )
+
+
+def _type_text(node: Node) -> str:
+    return f"{node.dtype}{list(node.shape)}"
+
+
 __all__ = [
-    "PASSES", "STANDARD", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants", "isolate_inputs",
-    "join_products",
+    "PASSES", "STANDARD", "ChangedResult", "Pass", "canonicalise", "eliminate_dead_code", "fold_constants",
+    "isolate_inputs", "join_products",
     "lower_convolutions", "reduce_vectors", "run", "share_subexpressions", "simplify", "split_concatenations",
     "split_reductions",
     "widen_accumulations",

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -92,7 +94,13 @@ def find_wrong_results(graph: Graph, arrays: Sequence[Array], results: Sequence[
 
 
 def _broken(stage: str, culprit: str, error: Exception, kept: Reproducer) -> Fault:
-    return Fault(stage, culprit, None, None, f"it raised {type(error).__name__}: {error}", kept)
+    return Fault(stage, culprit, None, None, f"it raised {type(error).__name__}: {error}{_place(error)}", kept)
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, in words for the end of a line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" (at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------
@@ -107,6 +115,10 @@ def _in_passes(graph: Graph, arguments: tuple[Array, ...], expected: Expected) -
         try:
             after = passes.run(before, [name])
             verify(after)
+        except passes.ChangedResult as error:
+            node = _first_of_another_type(before, name)
+            kept = kept if node is None else Reproducer(_ending_in(before, node), arguments)
+            return Fault("simplified", name, node, None, str(error), kept)
         except Exception as error:
             return _broken("simplified", name, error, kept)
         if after.outputs != before.outputs:
@@ -114,9 +126,27 @@ def _in_passes(graph: Graph, arguments: tuple[Array, ...], expected: Expected) -
             found = _first_difference(expected, rewritten.values, rewritten)
             if found is not None:
                 position, difference = found
+                changed = _first_of_another_type(before, name)
+                if changed is not None:
+                    return Fault(
+                        "simplified", name, changed, None, "it changes the type of this node",
+                        Reproducer(_ending_in(before, changed), arguments),
+                    )  # fmt: skip
                 node, closer = _rewritten_wrongly(before, arguments, name) or (before.outputs[position], difference)
                 return Fault("simplified", name, node, closer, "", Reproducer(_ending_in(before, node), arguments))
         before = after
+    return None
+
+
+def _first_of_another_type(graph: Graph, name: str) -> Node | None:
+    """The first node that the pass makes one of another type of; None if none, or where the pass raises an error."""
+    nodes = graph.nodes[len(graph.inputs) :]
+    try:
+        passes.run(Graph(graph.inputs, tuple(nodes), graph.input_names), [name])
+    except passes.ChangedResult as error:
+        return None if error.position is None else nodes[error.position]
+    except Exception:  # whatever a broken pass raises: there is no type to tell of
+        return None
     return None
 
 
@@ -144,7 +174,10 @@ def _rewritten_wrongly(graph: Graph, arguments: tuple[Array, ...], name: str) ->
     nodes = graph.nodes[len(graph.inputs) :]
     for outputs in (nodes, *([node] for node in nodes[: 4 * _MOST_NODES])):
         watched = Graph(graph.inputs, tuple(outputs), graph.input_names)
-        rewritten = expect(passes.run(watched, [name]), arguments)
+        try:
+            rewritten = expect(passes.run(watched, [name]), arguments)
+        except Exception:  # the pass is wrong, and may fail where more is watched than was asked of it
+            continue
         found = _first_difference(expect(watched, arguments), rewritten.values, rewritten)
         if found is not None:
             return outputs[found[0]], found[1]

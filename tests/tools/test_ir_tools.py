@@ -126,7 +126,7 @@ def test_ir_reads_saved_files(folder: Path, capsys: pytest.CaptureFixture[str]) 
     kn.compile(lambda x: nx.tanh(x) * 2, kn.spec((4, 8))).save(folder / "saved.kaun")
     text = output(capsys, "ir", "saved.kaun")
     assert [node.op.name for node in parse_graph(text).nodes] == ["input", "tanh", "constant", "mul"]
-    assert output(capsys, "check", "saved.kaun") == "All 4 nodes agree.\n"
+    assert output(capsys, "check", "saved.kaun").startswith("All 4 nodes agree. Gradient rules were not looked at")
     assert "saved.kaun has no part 'step'; it has call" in refusal(capsys, "ir", "saved.kaun", "--part", "step")
     damaged = bytearray((folder / "saved.kaun").read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
