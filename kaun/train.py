@@ -29,7 +29,7 @@ from kaun.context import Context
 from kaun.described import block
 from kaun.execution import Storage, computed_leaf
 from kaun.finite import NotFiniteError as NotFiniteError
-from kaun.finite import broken_leaves, outputs_by_layer
+from kaun.finite import Watch, broken_leaves, outputs_by_layer, whole_leaves
 from kaun.layer import Layer, Vars
 from kaun.nx import Tensor
 from kaun.optim import Transformation
@@ -283,7 +283,8 @@ def fit(
     lost, the state of the last whole step is returned, and a UserWarning says so. A program that is to end then looks
     at the state's `step`; a second Ctrl-C is an ordinary one. With `check_finite`, a loss that is NaN or infinite
     raises `NotFiniteError`, a ValueError with the number of the step and the path of the first layer whose output was
-    not finite.
+    not finite; so does a step that makes NaN of parameters with a finite loss. Each step then takes one more pass over
+    the state, and keeps the one before it.
 
     With `log_dir`, TensorBoard's event files are written into that folder: the loss, learning rate and norm of the
     gradients of each step, what was compiled, and kernels' times; see `kaun.training_log`. `kaun plot DIR` draws them.
@@ -298,15 +299,24 @@ def fit(
         _check_loss("fit", loss)
     number = 0
     loop = _Loop(trainer, st, ctx, None if log_dir is None else _new_log(log_dir, st))
+    watch = Watch(trainer._remembered("whole", lambda: tracing.Function(whole_leaves)), st) if check_finite else None
     del st  # If nobody else has it either, its memory is the loop's from the first step on.
     with Bar(_length(data)) if progress else nullcontext() as bar, loop.logging():
         try:
             for number, element in enumerate(data, 1):
                 x, targets, element_loss = _element(number, element, loss)
-                before = loop.state() if check_finite else None
+                before = loop.state() if watch is not None else None
                 value = loop.step(x, targets, element_loss)
-                if before is not None and not math.isfinite(float(value)):
-                    raise _not_finite(trainer, before, number, float(value), x, targets, element_loss, ctx)
+                if watch is not None and before is not None:
+                    next_command = _next_command(loss, ctx)
+                    if not math.isfinite(float(value)):
+                        message, layer = _not_finite(
+                            trainer, before, number, float(value), x, targets, element_loss, ctx, next_command
+                        )
+                        raise NotFiniteError(message, number, layer, before, element)
+                    if broken := watch.broken(loop.state()):
+                        message = _broken_by_update(number, float(value), broken, next_command)
+                        raise NotFiniteError(message, number, None, before, element)
                 if bar is not None:
                     bar.advance(value)
                 if report is not None:
@@ -418,8 +428,12 @@ def _not_finite(
     targets: tuple[Any, ...],
     loss: Loss,
     ctx: Context | None,
-) -> NotFiniteError:
-    """The error for a step from `st` with such a loss, found by running its forward pass again, layer by layer."""
+    next_command: str,
+) -> tuple[str, str | None]:
+    """The message for a step from `st` with such a loss, and the layer it blames.
+
+    Both are found by running the step's forward pass again, layer by layer.
+    """
     captured = capture(loss)
     dtype = st.vars.dtype
     paths: list[str] = []
@@ -450,10 +464,25 @@ def _not_finite(
     sources = (("the input", inputs), ("the targets", (_as_input(targets), captured.tensors)), ("the context", context))
     causes = [f"{name} held NaN or infinity" for name, tree in sources if broken_leaves(tree)]
     causes += [f"the parameter `{path}` held NaN or infinity" for path in broken_leaves(st.vars.params)]
+    told = "" if causes else next_command  # There is no op to look for where NaN came from outside.
     if layer is None and not causes:
         causes = ["a class index outside of the classes makes loss.cross_entropy_sparse NaN"]
-    message = f"train.fit: the loss of step {number} is {value}; " + "; ".join([where, *causes])
-    return NotFiniteError(message, number, layer, st)
+    return f"train.fit: the loss of step {number} is {value}; " + "; ".join([where, *causes]) + told, layer
+
+
+def _broken_by_update(number: int, value: float, broken: list[str], next_command: str) -> str:
+    """The message for a step with a finite loss that broke these leaves of the state."""
+    shown = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+    return (
+        f"train.fit: step {number} made NaN or infinity in {shown}, though its loss, {value:.6g}, is finite: what is "
+        f"not is a gradient or the optimizer's update{next_command}"
+    )
+
+
+def _next_command(loss: Loss | None, ctx: Context | None) -> str:
+    given = ", loss=loss" * (loss is not None) + ", ctx=ctx" * bool(ctx)
+    call = f"kn.debug.nan(kn.train.fit, trainer, error.state, [error.element]{given})"
+    return f"\n    the op, with this error as `error`: {call}"
 
 
 def _element(number: int, element: Any, loss: Loss | None) -> tuple[Any, tuple[Any, ...], Loss]:

@@ -126,7 +126,12 @@ def first_not_finite(
         if found is None and meant is None:
             meant = infinite_result(graph, arrays)
 
-    watch("nan", function, args, kwargs, look)
+    try:
+        watch("nan", function, args, kwargs, look)
+    except Exception:
+        # What stops at NaN, such as `train.fit(check_finite=True)`, has been looked at before it does.
+        if found is None:
+            raise
     return AllFinite(programs, meant) if found is None else found
 
 

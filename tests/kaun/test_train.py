@@ -291,7 +291,12 @@ def logarithm(params, state, x, *, dtype, training, ctx):
 @pytest.mark.parametrize(
     "layers, target, path, message",
     [
-        ((layer.relu(), Layer(lambda *, dtype: Vars((), (), dtype), logarithm), layer.leaky_relu()), 0.0, "2", "`2`$"),
+        (
+            (layer.relu(), Layer(lambda *, dtype: Vars((), (), dtype), logarithm), layer.leaky_relu()),
+            0.0,
+            "2",
+            r"`2`\n    the op, .*kn\.debug\.nan\(",
+        ),
         ((layer.dropout(rate=0.5),), np.inf, None, "the loss function made it; the targets held NaN or infinity$"),
     ],
 )
@@ -303,6 +308,58 @@ def test_the_layer_that_made_it_or_the_loss_is_found(layers, target, path, messa
             given = loss.mse if isinstance(data[0][1], nx.Tensor) else None
             train.fit(trainer, started(trainer), data, loss=given, check_finite=True)
         assert caught.value.layer == path
+
+
+def unit_rows(params, state, x, *, dtype, training, ctx):
+    rows = x @ params["weight"]
+    return rows / (nx.sqrt(nx.sum(rows * rows, axis=-1, keepdims=True)) + 1e-6), state
+
+
+@pytest.mark.parametrize("form", ["x, y", "x, loss_fn"])
+@pytest.mark.parametrize(
+    "optimizer, blamed",
+    [
+        (optim.sgd(lr=0.1), "the parameter `0.weight`, though"),
+        (optim.adam(lr=0.1), "the parameter `0.weight`, though"),
+        (optim.accumulate_gradients(4, optim.adam(lr=0.1)), "the optimizer's state `"),
+    ],
+    ids=["sgd", "adam", "accumulated"],
+)
+def test_a_step_that_makes_parameters_nan_with_a_finite_loss_is_the_one_that_is_blamed(optimizer, blamed, form):
+    linear = layer.linear(in_features=3, out_features=2)
+    last = layer.linear(in_features=2, out_features=2)
+    model = layer.sequential([Layer(linear.init, unit_rows), layer.tanh(), last])
+    trainer = train.make(model=model, optimizer=optimizer)
+    criterion = loss.cross_entropy_sparse if form == "x, y" else None
+    batches = [(x, Y if criterion is not None else cross_entropy(nx.asarray(Y))) for x in (X, X * 2, X * 0, X, X, X)]
+    before = train.fit(trainer, started(trainer), batches[:2], loss=criterion)
+    with pytest.raises(train.NotFiniteError, match=f"train.fit: step 3 made NaN or infinity in {blamed}") as caught:
+        train.fit(trainer, started(trainer), batches, loss=criterion, check_finite=True)
+    error = caught.value
+    assert error.step == 3 and error.layer is None and error.element is batches[2]
+    assert same_values(error.state, before)
+    # The command that the message ends with, as it stands.
+    command = str(error).rpartition("`error`: ")[2]
+    found = eval(command, {"kn": kn, "trainer": trainer, "error": error, "loss": criterion})
+    assert found.layer == "0" and found.node.op.name == "div" and not found.name
+    # Looked for in the whole run at once, it is the same op.
+    found = kn.debug.nan(train.fit, trainer, started(trainer), batches, loss=criterion, check_finite=True)
+    assert found.layer == "0" and found.node.op.name == "div" and not found.name
+
+
+def test_infinity_that_a_parameter_holds_from_the_start_is_not_blamed_on_a_step():
+    inner = layer.linear(in_features=3, out_features=2)
+
+    def with_ceiling(*, dtype):
+        return Vars({"inner": inner.init(dtype=dtype).params, "ceiling": nx.full((), np.inf)}, (), dtype)
+
+    def capped(params, state, x, *, dtype, training, ctx):
+        return inner.apply(params["inner"], (), x, dtype=dtype, training=training, ctx=ctx)[0], state
+
+    trainer = train.make(model=Layer(with_ceiling, capped), optimizer=optim.sgd(lr=0.1))
+    data = [(X, Y)] * 3
+    checked = train.fit(trainer, started(trainer), data, loss=loss.cross_entropy_sparse, check_finite=True)
+    assert same_values(checked, train.fit(trainer, started(trainer), data, loss=loss.cross_entropy_sparse))
 
 
 def test_parameters_that_are_broken_are_named():
