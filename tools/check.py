@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from kaun.compiler.ir import Graph
@@ -42,7 +43,7 @@ def compare(arguments: Sequence[str], prog: str, gradients: bool, description: s
     given = parser.parse_args(arguments)
     with shown(f"looking for {given.target}"):
         try:
-            found = _found(given.target, given.part, gradients)
+            found = _found(prog, given.target, given.part, gradients)
             if isinstance(found, Fault):
                 return _told(found, prog, given.target, given.save)
             arrays = found.inputs if given.inputs is None else reproducer.load_inputs(given.inputs, found.graph)
@@ -57,7 +58,7 @@ def compare(arguments: Sequence[str], prog: str, gradients: bool, description: s
     return _told(fault, prog, given.target, given.save)
 
 
-def _found(target: str, part: str | None, gradients: bool) -> subject.Subject | Fault:
+def _found(prog: str, target: str, part: str | None, gradients: bool) -> subject.Subject | Fault:
     """What is to be looked at, or what is wrong with the compiler if it fails on the way there."""
     failed: list[Graph] = []
 
@@ -68,10 +69,11 @@ def _found(target: str, part: str | None, gradients: bool) -> subject.Subject | 
     try:
         with observe.observing(note):
             return subject.find(target, part)
-    except UserCodeError:
+    except UserCodeError as error:
         fault = examine_graph(failed[-1], random_inputs(failed[-1]), gradients=gradients) if failed else None
         if fault is None:
             raise
+        print(f"{prog}: {error}", file=sys.stderr)  # with the frames inside the compiler
         return fault
 
 

@@ -44,6 +44,8 @@ _MADE = (
 )  # fmt: skip
 # A kernel's nodes are compiled one by one to name the op, up to so many.
 _MOST_NODES = 64
+# Of the frames of an error so many are told.
+_FRAMES = 4
 
 
 def find_fault(graph: Graph, arrays: Sequence[Array]) -> Fault | None:
@@ -98,9 +100,10 @@ def _broken(stage: str, culprit: str, error: Exception, kept: Reproducer) -> Fau
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised, in words for the end of a line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" (at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    """Where it was raised, in words for the end of a line: a rule is found in what called the op that refused it."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this file's
+    places = [f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
+    return f" (at {', from '.join(places[:_FRAMES])})" if places else ""
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------

@@ -93,10 +93,12 @@ def test_a_pass_that_raises_is_what_is_found(
 ) -> None:
     monkeypatch.setitem(passes.PASSES, "simplify", misspelt)
     assert command.main([tool, target]) == 1
-    shown = capsys.readouterr().out
+    shown, frames = capsys.readouterr()
     assert shown.startswith(f"{target}: introduced by simplify: ")
     assert "it raised NameError: name 'c' is not defined (at test_broken_passes.py:" in shown
-    assert "in misspelt)" in shown
+    assert " in misspelt, from __init__.py:" in shown
+    if target == "model.py:compiled":
+        assert 'in misspelt\n' in frames and "\nwhile running pass simplify\n" in frames
 
 
 @pytest.mark.parametrize("arguments", [["ir", "model.py:compiled"], ["opt", "g.ir", "--pass", "simplify"]])
