@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 
 class CheckError(AssertionError):
-    """A condition given to `kn.debug.check` did not hold."""
+    """A condition given to `kn.debug.check` did not hold.
+
+    Within `train.fit`, `step` is the number of the step, from 1, and `element` what it was made on; with
+    `check_finite`, `state` is the training state before it. Elsewhere they are None.
+    """
+
+    step: int | None = None
+    element: Any = None
+    state: Any = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -306,7 +306,12 @@ def fit(
             for number, element in enumerate(data, 1):
                 x, targets, element_loss = _element(number, element, loss)
                 before = loop.state() if watch is not None else None
-                value = loop.step(x, targets, element_loss)
+                try:
+                    value = loop.step(x, targets, element_loss)
+                except probes.CheckError as error:
+                    error.step, error.element, error.state = number, element, before
+                    error.add_note(f"in step {number} of train.fit")
+                    raise
                 if watch is not None and before is not None:
                     next_command = _next_command(loss, ctx)
                     if not math.isfinite(float(value)):

@@ -347,6 +347,29 @@ def test_a_step_that_makes_parameters_nan_with_a_finite_loss_is_the_one_that_is_
     assert found.layer == "0" and found.node.op.name == "div" and not found.name
 
 
+@pytest.mark.parametrize("check_finite", [False, True])
+def test_a_check_that_fails_in_fit_tells_its_step_and_what_it_was_made_on(check_finite):
+    def positive(params, state, x, *, dtype, training, ctx):
+        kn.debug.check(x > 0, "x is positive")
+        return x, state
+
+    first = layer.linear(in_features=3, out_features=2)
+    trainer = train.make(
+        model=layer.sequential([Layer(lambda *, dtype: Vars((), (), dtype), positive), first]),
+        optimizer=optim.sgd(lr=0.1),
+    )
+    whole = np.abs(X) + 1
+    data = [(whole, Y), (whole, Y), (-whole, Y), (whole, Y)]
+    with pytest.raises(kn.debug.CheckError, match="x is positive") as caught:
+        train.fit(trainer, started(trainer), data, loss=loss.cross_entropy_sparse, check_finite=check_finite)
+    error = caught.value
+    assert error.step == 3 and error.element is data[2] and error.__notes__ == ["in step 3 of train.fit"]
+    if check_finite:
+        assert same_values(error.state, train.fit(trainer, started(trainer), data[:2], loss=loss.cross_entropy_sparse))
+    else:
+        assert error.state is None  # a step writes over it
+
+
 def test_infinity_that_a_parameter_holds_from_the_start_is_not_blamed_on_a_step():
     inner = layer.linear(in_features=3, out_features=2)
 
