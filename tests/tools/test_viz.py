@@ -196,8 +196,9 @@ def test_a_click_on_a_layer_leads_to_its_kernels_their_code_and_back(browser, mo
     assert "kernel" in browser.inner_text("#selection b")
 
 
-def test_a_box_says_which_layer_it_is_where_one_line_makes_just_one(browser):
-    assert browser.evaluate("Object.fromEntries(viewer.model.kinds)") == {"3": "linear"}
+def test_a_box_says_which_layer_it_is_where_a_line_names_as_many_as_it_makes(browser):
+    kinds = {"0": "conv2d", "1": "relu", "2": "flatten", "3": "linear"}
+    assert browser.evaluate("Object.fromEntries(viewer.model.kinds)") == kinds
 
 
 def test_lines_of_code_and_of_source_select_what_they_are_of(browser):

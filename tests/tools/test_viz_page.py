@@ -90,6 +90,93 @@ def test_a_page_works_by_keyboard_alone(tab: Any) -> None:
     assert after["zoom"] == pytest.approx(1.25 * before["zoom"]) and after["x"] != before["x"]
 
 
+@pytest.mark.parametrize("width", [360, 700, 1000, 1280, 1500, 1600])
+def test_what_a_search_finds_is_inside_the_window_and_wide_windows_have_heads_of_one_line(
+    program: Any, address: str, width: int
+) -> None:
+    with opened(program, address, width, 720) as tab:
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        for text in ("layer", "nothing of this"):
+            tab.fill("#query", text)
+            box = tab.locator("#found li").first.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width, box
+            assert tab.locator("#found").bounding_box()["height"] > box["height"] > 10
+        assert tab.inner_text("#found") == "nothing found"
+        assert width < 1280 or tab.locator("header").bounding_box()["height"] < 50
+
+
+def test_heads_of_three_graphs_side_by_side_are_whole(program: Any, address: str) -> None:
+    with opened(program, address, 1500, 900) as tab:
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
+        for stage in range(3):
+            tab.evaluate(f"viewer.show({stage}, true)")
+        tab.wait_for_function("[...viewer.graphs.values()].every((view) => view.boxes)")
+        for part in ("h2", "small", "button"):
+            over = f"[...document.querySelectorAll('.graph {part}')].map((one) => one.scrollWidth - one.clientWidth)"
+            assert max(tab.evaluate(over)) == 0, part
+        tab.locator(".graph [data-do=open]").first.click()
+        all_open = "({ groups, open }) => [...groups.keys()].every((id) => open.has(id))"
+        tab.wait_for_function(f"({all_open})(viewer.graphs.get(0))")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_graphs_keep_their_middle_when_another_opens_or_closes(tab: Any, moved: bool) -> None:
+    view = "viewer.graphs.get(viewer.model.stages.length - 1)"
+    middle = f"(({view}.body.clientWidth / 2 - {view}.view.x) / {view}.view.zoom)"
+    tab.evaluate(f"{view}.closeAll()")
+    tab.wait_for_function(f"{view}.placed?.by === 'fit' && !{view}.element.classList.contains('busy')")
+    if moved:
+        tab.evaluate(f"{view}.view = {{ x: 40, y: 30, zoom: 0.9 }}")
+    before, zoom, wide = tab.evaluate(f"[{middle}, {view}.view.zoom, {view}.body.clientWidth]")
+    for shown, sign in ((True, "<"), (False, "===")):
+        tab.evaluate(f"viewer.show(0, {str(shown).lower()})")
+        tab.wait_for_function(f"{view}.body.clientWidth {sign} {wide} && {view}.room.width === {view}.body.clientWidth")
+        assert tab.evaluate(middle) == pytest.approx(before)
+        if moved:
+            assert tab.evaluate(f"{view}.view.zoom") == zoom
+    assert tab.evaluate(f"{view}.view.zoom") == pytest.approx(zoom)
+
+
+def test_layers_are_named_by_what_made_them_or_not_at_all(tab: Any) -> None:
+    # The model of this test has three layers of one line, which names them in their order.
+    kinds = tab.evaluate("Object.fromEntries(viewer.model.kinds)")
+    assert kinds == {"0": "linear", "1.0": "relu", "1.1": "layer_norm", "2": "linear"}
+    tab.click("#layers [data-path='1'] .twist")
+    assert tab.locator("#layers [data-path='1.0'] .label").inner_text() == "0 relu"
+    lines = [
+        "def block(", "    width: int,", ") -> Layer:", "    def apply(x):", "        return x",
+        "    return Layer(init, apply)", "a, b = layer.relu(), layer.tanh()", "many = [layer.linear(n, n) for n in ns]",
+        "made = block(3)", "layer.residual(layer.linear(2, 2))", "top = Layer(init, apply)",
+    ]  # fmt: skip
+    cases = [
+        (6, 2, ["block", "block"]), (7, 2, ["relu", "tanh"]), (7, 1, []), (7, 3, []), (8, 3, ["linear"] * 3),
+        (9, 1, []), (10, 1, ["linear"]), (11, 1, [None]), (99, 1, []),
+    ]  # fmt: skip
+    for line, count, expected in cases:
+        assert tab.evaluate("([lines, line, count]) => kindsOn(lines, line, count)", [lines, line, count]) == expected
+
+
+def test_a_search_finds_lines_by_their_place_and_values_by_their_type(tab: Any) -> None:
+    file, line = tab.evaluate("[viewer.model.sources[0].file.split('/').pop(), viewer.model.sources[0].used[0]]")
+    tab.fill("#query", f"{file}:{line}")
+    assert f"{file}:{line}" in tab.locator("#found li").first.inner_text()
+    tab.keyboard.press("Enter")
+    assert tab.inner_text("#selection b") == f"{file}:{line}"
+    for text in ("float32[16, 48]", "FLOAT32[16,48]"):
+        tab.fill("#query", text)
+        assert tab.locator("#found li").first.inner_text().startswith("float32[16, 48]")
+    tab.keyboard.press("Enter")
+    types = "[...viewer.selection.nodes.at(-1)].map((n) => viewer.model.last.nodes[n].type)"
+    assert set(tab.evaluate(types)) == {"float32[16, 48]"}
+
+
+def test_another_selection_shows_the_source_from_its_left_edge(tab: Any) -> None:
+    tab.evaluate("viewer.source.sizer.style.width = '4000px'; viewer.source.body.scrollLeft = 300")
+    assert tab.evaluate("viewer.source.body.scrollLeft") == 300
+    tab.click("#layers [data-path='2'] .label")
+    assert tab.evaluate("viewer.source.body.scrollLeft") == 0
+
+
 def test_colours_are_explained(tab: Any) -> None:
     assert tab.locator("#legend").inner_text().split() == ["forward", "backward", "update"]
     for mode, text in (("time", "most time"), ("memory", "most bytes kept")):

@@ -191,27 +191,73 @@ class Model {
     this.describe(this.layers);
   }
 
-  // What made each layer: the line of the source that most of its forward pass comes from, and its kind if the line names one.
-  describe(layer) {
-    layer.children.forEach((child) => this.describe(child));
-    if (layer.children.size || !layer.path) return;
+  // What made each layer: the line of the source that most of its forward pass comes from, and its kind if that is certain,
+  // from all layers of a line together or, where a function makes them for several parents, from those of each.
+  describe(root) {
+    const together = new Map(); // place -> path of a parent -> layers
+    const collect = (layer) => {
+      for (const child of layer.children.values()) {
+        collect(child);
+        const place = child.children.size ? undefined : this.placeOf(child);
+        if (!place) continue;
+        if (!together.has(place)) together.set(place, new Map());
+        const parents = together.get(place);
+        parents.set(layer.path, [...(parents.get(layer.path) || []), child]);
+      }
+    };
+    collect(root);
+    for (const [place, parents] of together) {
+      const [file, line] = place.split("\n");
+      const lines = this.sources.find((source) => source.file === file)?.lines || [];
+      const whole = [...parents.values()].flat();
+      const groups = kindsOn(lines, Number(line), whole.length).length ? [whole] : parents.values();
+      for (const made of groups) {
+        const kinds = kindsOn(lines, Number(line), made.length);
+        made.forEach((layer, i) => {
+          layer.made = (lines[line - 1] || "").trim();
+          if (kinds[i]) this.kinds.set(layer.path, kinds[i]);
+        });
+      }
+    }
+  }
+
+  placeOf(layer) {
     const counts = new Map();
     for (const node of this.last.nodes) {
       if (node.path !== layer.path || node.phase !== "forward" || !node.file || node.isInput) continue;
       const key = `${node.file}\n${node.line}`;
       counts.set(key, (counts.get(key) || 0) + 1);
     }
-    const [most] = [...counts].sort((a, b) => b[1] - a[1])[0] || [];
-    if (!most) return;
-    const [file, line] = most.split("\n");
-    layer.made = (this.sources.find((source) => source.file === file)?.lines[line - 1] || "").trim();
-    const kinds = layer.made.match(/\blayer\.\w+(?=\()/g) || [];
-    if (kinds.length === 1) this.kinds.set(layer.path, kinds[0].slice("layer.".length));
+    return [...counts].sort((a, b) => b[1] - a[1])[0]?.[0];
   }
 
   formatCost(cost) {
     return this.measured ? formatSeconds(cost) : `${((100 * cost) / this.total || 0).toFixed(1)}%`;
   }
+}
+
+// The kinds of `count` layers that a line, counted from 1, makes: the one it names, or each the one in its place if it names
+// as many; of a layer that is made by hand the function it is made in. Empty if the line does not tell.
+function kindsOn(lines, line, count) {
+  const text = lines[line - 1] || "";
+  const named = (text.match(/\blayer\.\w+(?=\()/g) || []).map((name) => name.slice("layer.".length));
+  const kinds = named.filter((name) => !["sequential", "compose", "residual"].includes(name)); // these are made of others
+  if (kinds.length === count) return kinds;
+  if (kinds.length === 1 && named.length === 1) return Array(count).fill(kinds[0]);
+  return named.length || !/\bLayer\(/.test(text) ? [] : Array(count).fill(functionAround(lines, line));
+}
+
+// The name of the function that a line is in, by how far the lines are indented.
+function functionAround(lines, line) {
+  let least = lines[line - 1].search(/\S/);
+  for (let i = line - 2; i >= 0 && least > 0; i--) {
+    const indent = lines[i].search(/\S/);
+    if (indent < 0 || indent >= least || /^\s*[)\]}]/.test(lines[i])) continue; // a bracket ends what began above it
+    const name = /^\s*(?:async )?def (\w+)/.exec(lines[i])?.[1];
+    if (name) return name;
+    least = indent;
+  }
+  return undefined;
 }
 
 // Where in the forward pass each layer is, by its path: the middle of its nodes' numbers.

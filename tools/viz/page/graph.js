@@ -8,10 +8,12 @@ class GraphView {
   constructor(parent, model, stage, layouts, handlers) {
     Object.assign(this, { model, number: stage, stage: model.stages[stage], layouts, handlers });
     this.element = document.createElement("section");
-    this.element.className = "pane";
+    this.element.className = "pane graph";
+    const does = (what, word, icon, title) =>
+      `<button data-do="${what}" title="${title}" aria-label="${word}"><span class="word">${word}</span><span class="icon">${icon}</span></button>`;
     this.element.innerHTML = `<h2><span></span><small></small><span class="spacer"></span>
-      <button data-do="open" title="open every layer">open all</button><button data-do="close">close all</button>
-      <button data-do="fit" title="show the whole graph">fit</button></h2><div class="body"><canvas tabindex="0"></canvas></div>`;
+      ${does("open", "open all", "+", "open every layer")}${does("close", "close all", "−", "close every layer")}
+      ${does("fit", "fit", "□", "show the whole graph")}</h2><div class="body"><canvas tabindex="0"></canvas></div>`;
     this.element.querySelector("span").textContent = this.stage.name;
     this.note = this.element.querySelector("small");
     this.body = this.element.querySelector(".body");
@@ -21,7 +23,7 @@ class GraphView {
     this.widths = new Map();
     parent.append(this.element);
     this.element.querySelector("h2").addEventListener("click", (event) => {
-      const what = event.target.dataset.do;
+      const what = event.target.closest("button")?.dataset.do;
       if (what === "open") this.openAll();
       if (what === "close") this.closeAll();
       if (what === "fit") this.fit();
@@ -137,8 +139,9 @@ class GraphView {
     for (const box of this.boxes.values()) this.described(box);
     const shown = [...this.boxes.keys()].filter((id) => id[0] === "n").length;
     const closed = [...this.boxes.values()].filter((box) => box.group && !box.isOpen).length;
-    this.note.textContent = `${shown} of ${this.groupOf.size} nodes` + (closed ? `, the others in ${closed} closed layers` : "");
-    this.note.title = picture.isComposed ? "Lines from one open layer into another are drawn as one; point at a node, or select it, for its own." : "";
+    const more = ` nodes${closed ? `, the others in ${closed} closed layers` : ""}`;
+    this.note.replaceChildren(`${shown} of ${this.groupOf.size}`, element("span", "word", more));
+    this.note.title = this.note.textContent + (picture.isComposed ? ".\nLines from one open layer into another are drawn as one; point at a node, or select it, for its own." : "");
     const after = before && this.boxes.get(anchor);
     if (after) {
       this.view.x += (before.x - after.x) * this.view.zoom;
@@ -210,10 +213,16 @@ class GraphView {
 
   // --- the view ---
 
+  // What is in the middle stays there; a first look or a whole graph that nobody has moved is shown anew.
   resize() {
     const ratio = devicePixelRatio || 1;
-    this.canvas.width = Math.max(1, this.body.clientWidth * ratio);
-    this.canvas.height = Math.max(1, this.body.clientHeight * ratio);
+    const { clientWidth: width, clientHeight: height } = this.body;
+    this.canvas.width = Math.max(1, width * ratio);
+    this.canvas.height = Math.max(1, height * ratio);
+    const { placed, view } = this;
+    if (placed && ["x", "y", "zoom"].every((part) => view[part] === placed.view[part])) this[placed.by]();
+    else if (this.room) this.view = { ...view, x: view.x + (width - this.room.width) / 2, y: view.y + (height - this.room.height) / 2 };
+    this.room = { width, height };
     this.draw();
   }
 
@@ -222,6 +231,7 @@ class GraphView {
     const { clientWidth: width, clientHeight: height } = this.body;
     const zoom = Math.min(1.1, (width - 24) / this.size.width, (height - 24) / this.size.height);
     this.view = { zoom, x: (width - this.size.width * zoom) / 2, y: (height - this.size.height * zoom) / 2 };
+    this.placed = { by: "fit", view: { ...this.view } };
     this.draw();
   }
 
@@ -231,6 +241,7 @@ class GraphView {
     const least = 0.5;
     if (!this.size || this.view.zoom >= least) return;
     this.view = { zoom: least, x: 12, y: Math.max(12, (this.body.clientHeight - this.size.height * least) / 2) };
+    this.placed = { by: "begin", view: { ...this.view } };
     this.draw();
   }
 

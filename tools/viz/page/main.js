@@ -26,7 +26,8 @@ class Viewer {
     this.openLayers = new Set([""]);
     document.title = `${model.title} · Kaun`;
     byId("title").textContent = model.title;
-    byId("subtitle").textContent = model.subtitle;
+    byId("title").title = model.title;
+    for (const what of ["textContent", "title"]) byId("subtitle")[what] = model.subtitle;
     this.handlers = {
       nodes: (stage, numbers, label) => this.select(Selection.ofNodes(model, stage, numbers, label)),
       clear: () => this.select(new Selection(model)),
@@ -78,7 +79,8 @@ class Viewer {
         bar.append(part);
       });
       const label = element("span", "label", layer.name || "whole step");
-      if (layer.made) label.append(element("small", "", ` ${layer.made.replace(/^.*\blayer\./, "")}`));
+      const kind = this.model.kinds.get(layer.path);
+      if (kind) label.append(element("small", "", ` ${kind}`));
       row.append(twist, label, element("span", "number", this.model.formatCost(own)), bar);
       row.title = `${layer.path || "everything"}: ${layer.nodes} nodes\n${layer.made || ""}`;
       rows.push(row);
@@ -157,6 +159,7 @@ class Viewer {
   // --- the selection ---
 
   select(selection) {
+    if (selection !== this.selection) this.source.body.scrollLeft = 0;
     this.selection = selection;
     for (const view of this.graphs.values()) view.setSelection(selection);
     this.markLayers();
@@ -402,7 +405,7 @@ class Viewer {
   }
 }
 
-// What a search finds: layers first, then inputs, ops by kind, kernels and source lines.
+// What a search finds: layers first, then inputs, ops by kind, kernels, source lines (also by file.py:29) and types.
 function find(model, text) {
   const hits = [];
   const most = 60;
@@ -429,9 +432,18 @@ function find(model, text) {
   for (const source of model.sources) {
     for (const line of source.used) {
       const shown = (source.lines[line - 1] || "").trim();
-      if (shown.toLowerCase().includes(text)) hits.push({ label: shown, what: `line ${line}`, select: () => Selection.ofLine(model, source.file, line) });
+      const place = `${source.file.split("/").pop()}:${line}`;
+      const isPlace = text.includes(":") && place.toLowerCase().startsWith(text);
+      if (isPlace || shown.toLowerCase().includes(text)) hits.push({ label: shown || place, what: place, select: () => Selection.ofLine(model, source.file, line) });
     }
   }
+  const plain = (type) => type.toLowerCase().replaceAll(" ", "");
+  const types = new Map();
+  for (const node of model.last.nodes) {
+    if (node.isConstant || !plain(node.type).includes(plain(text))) continue;
+    types.set(node.type, [...(types.get(node.type) || []), node.number]);
+  }
+  for (const [type, numbers] of types) hits.push({ label: type, what: `type of ${numbers.length} ${numbers.length === 1 ? "node" : "nodes"}`, select: () => Selection.ofNodes(model, last, numbers, `every ${type}`) });
   return hits.length > most ? [...hits.slice(0, most), { label: `and ${hits.length - most} more`, what: "write more of it", select: null }] : hits;
 }
 
